@@ -1,0 +1,1 @@
+"""Episodes, groups and branching: where policies and environments meet."""

@@ -1,0 +1,102 @@
+"""What a tool is: a name, a JSON schema, and a call that turns arguments into text.
+
+State lives per episode: an environment calls `open()` once for every episode and `close()` at its end, and a
+branching rollout calls `fork()` in the middle of it.
+"""
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from agentrl.errors import ForkError
+from agentrl.messages import JsonDict
+
+
+class ToolStatus(enum.StrEnum):
+    """How a call ended. Everything but OK is still a text that the model sees."""
+
+    OK = "ok"
+    ERROR = "error"
+    """The tool ran and refused or failed."""
+    TIMEOUT = "timeout"
+    """The deadline passed; the tool was abandoned or killed."""
+    INVALID_CALL = "invalid_call"
+    """Malformed call, unknown tool or wrong arguments: nothing ran."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """The typed outcome of one call.
+
+    Example:
+        ToolResult(tool="calculator", text="42", status=ToolStatus.OK, duration_s=0.0001, num_bytes=2)
+    """
+
+    tool: str
+    text: str
+    """What the model sees, already cut to the output limit."""
+    status: ToolStatus
+    duration_s: float = 0.0
+    num_bytes: int = 0
+    """Size of the whole result in UTF-8, before it was cut."""
+    truncated: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """Whether the call ran and succeeded."""
+        return self.status is ToolStatus.OK
+
+
+class Tool(ABC):
+    """A tool the model may call. Most tools are made from a function with `@tool`; subclass this for state.
+
+    Attributes:
+        name: How the model calls it.
+        description: What it does, for the model.
+        parameters: JSON schema of the arguments (type "object").
+        deadline_s: Wall-clock limit of one call in seconds.
+        max_output_bytes: A longer result is cut to its head and tail.
+        inline: The tool returns at once by construction (microseconds, no I/O). It is then called in the calling
+            thread without a deadline, which also keeps the schedule of a rollout deterministic.
+    """
+
+    name: str
+    description: str
+    parameters: JsonDict
+    deadline_s: float = 30.0
+    max_output_bytes: int = 8192
+    inline: bool = False
+
+    @abstractmethod
+    def call(self, arguments: Mapping[str, Any]) -> str | Awaitable[str]:
+        """Runs one call whose arguments were already checked against the schema.
+
+        Raises:
+            ToolError: With the text that the model sees.
+            InfrastructureError: The episode cannot go on through no fault of the model.
+        """
+
+    def open(self) -> Self:
+        """The instance that serves one episode. A tool without state returns itself."""
+        return self
+
+    def fork(self) -> Self:
+        """An independent copy in the present state. A tool without state returns itself.
+
+        Raises:
+            ForkError: The state cannot be copied.
+        """
+        if type(self).open is not Tool.open:
+            raise ForkError(f"Tool {self.name!r} keeps state but does not define fork().")
+        return self
+
+    def close(self) -> None:  # noqa: B027 - doing nothing is right for a tool without state
+        """Frees what `open()` or `fork()` took; called once per instance."""
+
+    @property
+    def schema(self) -> JsonDict:
+        """The tool in the OpenAI function convention, as chat templates take it."""
+        function = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {"type": "function", "function": function}
