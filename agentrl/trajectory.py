@@ -14,7 +14,7 @@ import enum
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -61,7 +61,7 @@ class Segment:
     action_mask: list[int]
     """1 where the policy sampled the token, 0 for everything else."""
     logprobs: list[float] = field(default_factory=list)
-    """Log-probabilities of the distribution sampled from (temperature, top-p, top-k applied); 0.0 where the mask is 0."""
+    """Log-probabilities under the distribution sampled from (temperature, top-p, top-k applied); 0.0 if not sampled."""
     raw_logprobs: list[float] | None = None
     """The same before top-p and top-k, kept only where they differ."""
     entropies: list[float] = field(default_factory=list)
@@ -136,6 +136,26 @@ class Tree:
     def token_ids(self, segment: int) -> list[int]:
         """All tokens from the root to the end of `segment`."""
         return [token for node in self.path(segment) for token in node.token_ids]
+
+    def in_path_order(self) -> "Tree":
+        """The same tree with segments numbered as they are met on the paths of the leaves, in their order.
+
+        However the episodes happened to run, equal episodes then give an equal tree. Segments on no path are dropped.
+        """
+        numbers: dict[int, int] = {}
+        for leaf in self.leaves:
+            for segment in self.path(leaf.segment):
+                numbers.setdefault(segment.id, len(numbers))
+        segments = [
+            replace(self.segments[old], id=new, parent=None if parent is None else numbers[parent])
+            for old, new in numbers.items()
+            for parent in [self.segments[old].parent]
+        ]
+        leaves = [
+            replace(leaf, segment=numbers[leaf.segment], fork_of=None if leaf.fork_of is None else numbers[leaf.fork_of])
+            for leaf in self.leaves
+        ]
+        return replace(self, segments=segments, leaves=leaves)
 
     @property
     def valid_leaves(self) -> list[Leaf]:

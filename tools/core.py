@@ -5,13 +5,18 @@ branching rollout calls `fork()` in the middle of it.
 """
 
 import enum
+import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
-from agentrl.errors import ForkError
+from agentrl.errors import ConfigError, ForkError
 from agentrl.messages import JsonDict
+from agentrl.tools.arguments import check_top_level
+
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
 class ToolStatus(enum.StrEnum):
@@ -60,6 +65,8 @@ class Tool(ABC):
         max_output_bytes: A longer result is cut to its head and tail.
         inline: The tool returns at once by construction (microseconds, no I/O). It is then called in the calling
             thread without a deadline, which also keeps the schedule of a rollout deterministic.
+        replayable: Repeating the calls of an episode in a fresh instance gives the same state and results and has no
+            effect outside the episode. It is how an episode is forked where `fork()` is not defined.
     """
 
     name: str
@@ -68,10 +75,23 @@ class Tool(ABC):
     deadline_s: float = 30.0
     max_output_bytes: int = 8192
     inline: bool = False
+    replayable: bool = True
+
+    def check(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Checks what the model gave and returns what `call` gets.
+
+        Here names and JSON types are compared with the top level of `parameters`; tools made from a typed function
+        check and convert everything.
+
+        Raises:
+            InvalidArgumentsError: With one line per problem; nothing ran.
+        """
+        check_top_level(self.parameters, arguments)
+        return arguments
 
     @abstractmethod
     def call(self, arguments: Mapping[str, Any]) -> str | Awaitable[str]:
-        """Runs one call whose arguments were already checked against the schema.
+        """Runs one call with what `check` returned.
 
         Raises:
             ToolError: With the text that the model sees.
@@ -100,3 +120,21 @@ class Tool(ABC):
         """The tool in the OpenAI function convention, as chat templates take it."""
         function = {"name": self.name, "description": self.description, "parameters": self.parameters}
         return {"type": "function", "function": function}
+
+
+def check_definition(tool: Tool | type[Tool]) -> None:
+    """Checks what every tool must have, before a model calls it.
+
+    Raises:
+        ConfigError: The name, the description or a limit is unusable.
+    """
+    if not _NAME.fullmatch(tool.name):
+        raise ConfigError(
+            f"Tool name {tool.name!r} is not usable: give name= with at most 64 letters, digits, '_' or '-'."
+        )
+    if not tool.description:
+        raise ConfigError(f"Tool {tool.name!r} has no description: write a docstring; the model reads it.")
+    if not (tool.deadline_s > 0 and math.isfinite(tool.deadline_s)):
+        raise ConfigError(f"deadline_s of tool {tool.name!r} must be positive and finite, got {tool.deadline_s!r}.")
+    if tool.max_output_bytes < 1:
+        raise ConfigError(f"max_output_bytes of tool {tool.name!r} must be positive, got {tool.max_output_bytes!r}.")

@@ -1,0 +1,218 @@
+"""From messages to token ids, token-exactly: what the model sampled is never rendered or tokenised again.
+
+A conversation is tokenised once as a prompt. After that only *new* text is: the glue of the chat template and the tool
+results, as a suffix that is read off a dummy conversation (algorithms reference, section 10).
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from agentrl import messages as msg
+from agentrl.chat.tool_calls import TOOL_CALL_END
+from agentrl.errors import ChatTemplateError
+from agentrl.messages import JsonDict, Message
+
+_TURN = "dummy turn of the assistant"
+_THINKING_TURN = f"<think>\ndummy thought\n</think>\n\n{_TURN}"
+_PROBE_TOOL: JsonDict = {
+    "type": "function",
+    "function": {
+        "name": "probe_tool_9731",
+        "description": "Probe.",
+        "parameters": {"type": "object", "properties": {}, "required": []},
+    },
+}
+_FALLBACK_PROMPT = """You may call tools. The tools are described by these JSON schemas:
+<tools>
+{schemas}
+</tools>
+To call a tool, write one line of JSON between markers, and nothing after it:
+<tool_call>
+{{"name": "the tool's name", "arguments": {{"argument": "value"}}}}
+</tool_call>
+The result comes back between <tool_response> markers. When you know the answer, give it without calling a tool."""
+
+
+class Tokenizer(Protocol):
+    """The part of a Hugging Face tokenizer that this module uses."""
+
+    chat_template: Any
+    eos_token_id: int | None
+
+    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
+        """Renders a conversation."""
+        ...
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Text to ids."""
+        ...
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> Any:
+        """Ids to text."""
+        ...
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Tokens with a meaning of their own, control tokens among them."""
+        ...
+
+
+class ChatFormat:
+    """A tokenizer's chat template, checked once and then used append-only.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer with a chat template.
+        stop_at_tool_call: End a turn at the first `</tool_call>`, so that the model cannot invent the result. Without
+            it a turn ends at the end-of-turn token only, and may hold several calls.
+
+    Raises:
+        ChatTemplateError: No template, no end-of-turn token, or a template that is not append-only.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, *, stop_at_tool_call: bool = True) -> None:
+        if not tokenizer.chat_template:
+            raise ChatTemplateError(
+                "The tokenizer has no chat template. Use an instruction-tuned model, or set policy.chat_template to a "
+                "Jinja file."
+            )
+        self.tokenizer = tokenizer
+        self.stop_strings = (TOOL_CALL_END,) if stop_at_tool_call else ()
+        self._control_tokens = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
+        self.native_tools = self._takes_tools()
+        self._opening = [msg.user("dummy request")]
+        self._after_turn = self._tail_of_turn(_TURN)
+        self.end_of_turn_id = self._find_end_of_turn()
+        eos = tokenizer.eos_token_id
+        self.end_ids = frozenset({self.end_of_turn_id} if eos is None else {self.end_of_turn_id, eos})
+        """Tokens that end a turn when they are sampled."""
+        self._check_append_only()
+
+    def prompt_ids(self, messages: Sequence[Message], tools: Sequence[JsonDict]) -> list[int]:
+        """The opening of an episode, up to where the assistant begins to speak."""
+        text = self._render(self._defused(messages), tools, generation_prompt=True)
+        return self._encode(text)
+
+    def suffix_ids(self, last_token: int, new: Sequence[Message]) -> list[int]:
+        """What stands between a sampled turn and the next one: end of turn, the new messages, the assistant's header.
+
+        Args:
+            last_token: The last token that was sampled; an end of turn that is there already is not repeated.
+            new: What the environment said.
+        """
+        base = self._render([*self._opening, msg.assistant(_TURN)], ())
+        full = self._render([*self._opening, msg.assistant(_TURN), *self._defused(new)], (), generation_prompt=True)
+        if not full.startswith(base):
+            raise self._refusal(base, full)
+        glue = self._after_turn
+        if last_token == self.end_of_turn_id:
+            glue = glue.removeprefix(self._text(self.end_of_turn_id))
+        return self._encode(glue + full[len(base) :])
+
+    def turn_text(self, token_ids: Sequence[int]) -> str:
+        """The text of a sampled turn as the environment gets it: without the end-of-turn token."""
+        ids = list(token_ids)
+        if ids and ids[-1] in self.end_ids:
+            ids.pop()
+        return str(self.tokenizer.decode(ids, skip_special_tokens=False))
+
+    # Checks, once per tokenizer --------------------------------------------------------------------------------------
+
+    def _takes_tools(self) -> bool:
+        """Whether the template shows both tool schemas and tool results; if not, the fallback prompt does."""
+        try:
+            schemas = self._apply([msg.user("hello")], [_PROBE_TOOL], generation_prompt=True)
+            plain = [msg.user("hello"), msg.assistant(_TURN)]
+            result = self._apply(
+                [*plain, msg.tool_result("probe_tool_9731", "result 5518")], [], generation_prompt=True
+            )
+        except Exception:  # a template may raise anything for a role it does not know
+            return False
+        return "probe_tool_9731" in schemas and "result 5518" in result and result.startswith(self._apply(plain, []))
+
+    def _tail_of_turn(self, turn: str) -> str:
+        rendered = self._render([*self._opening, msg.assistant(turn)], ())
+        _, found, tail = rendered.rpartition(_TURN)
+        if not found:
+            raise ChatTemplateError("The chat template changes what the assistant said; token-exact training needs it.")
+        return tail
+
+    def _find_end_of_turn(self) -> int:
+        """The control token that closes an assistant turn: the first one the template writes after it."""
+        for token in self._control_tokens:
+            if self._after_turn.startswith(token):
+                return self.tokenizer.get_added_vocab()[token]
+        raise ChatTemplateError(
+            f"The chat template closes an assistant turn with {self._after_turn[:40]!r}, which is no control token of "
+            "the tokenizer, so a model cannot be seen to end its turn. Use a template with an end-of-turn token."
+        )
+
+    def _check_append_only(self) -> None:
+        """A turn, with thinking or not, must be rendered alike whatever follows it."""
+        turns = [*self._opening, msg.assistant(_THINKING_TURN)]
+        for text in ("first result", "second result"):
+            shorter = self._render(turns, ())
+            turns.append(msg.tool_result("tool", text))
+            longer = self._render(turns, ())
+            if not longer.startswith(shorter):
+                raise self._refusal(shorter, longer)
+            turns.append(msg.assistant(_THINKING_TURN))
+
+    def _refusal(self, shorter: str, longer: str) -> ChatTemplateError:
+        at = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(longer))
+        return ChatTemplateError(
+            "The chat template is not append-only: adding a message changed earlier text, from "
+            f"{shorter[at : at + 40]!r} to {longer[at : at + 40]!r}. Training would see tokens nobody sampled. "
+            "Set policy.chat_template to a Jinja file that keeps earlier turns verbatim."
+        )
+
+    # Rendering -------------------------------------------------------------------------------------------------------
+
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[JsonDict], *, generation_prompt: bool = False
+    ) -> str:
+        if not self.native_tools:
+            messages, tools = _without_tools(messages, tools), ()
+        return self._apply(messages, tools, generation_prompt=generation_prompt)
+
+    def _apply(self, messages: Sequence[Message], tools: Sequence[JsonDict], *, generation_prompt: bool = False) -> str:
+        rendered = self.tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            tools=[dict(tool) for tool in tools] or None,
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+        )
+        return str(rendered)
+
+    def _defused(self, messages: Sequence[Message]) -> list[Message]:
+        """Breaks control tokens that stand in outside text, which could otherwise speak as another role."""
+        return [{**message, "content": self._defuse(message["content"])} for message in messages]
+
+    def _defuse(self, text: str) -> str:
+        for token in self._control_tokens:
+            if token in text and token.strip():
+                text = text.replace(token, f"{token[0]} {token[1:]}")
+        return text
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _text(self, token: int) -> str:
+        return str(self.tokenizer.decode([token], skip_special_tokens=False))
+
+
+def _without_tools(messages: Sequence[Message], tools: Sequence[JsonDict]) -> list[Message]:
+    """The same conversation for a template that knows no tools: schemas in the system text, results as user turns."""
+    adapted: list[Message] = []
+    for message in messages:
+        if message["role"] == "tool":
+            adapted.append(msg.user(f"<tool_response>\n{message['content']}\n</tool_response>"))
+        else:
+            adapted.append(message)
+    if tools:
+        schemas = "\n".join(json.dumps(tool) for tool in tools)
+        prompt = _FALLBACK_PROMPT.format(schemas=schemas)
+        if adapted and adapted[0]["role"] == "system":
+            adapted[0] = msg.system(f"{adapted[0]['content']}\n\n{prompt}")
+        else:
+            adapted.insert(0, msg.system(prompt))
+    return adapted

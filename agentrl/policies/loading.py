@@ -1,0 +1,140 @@
+"""Models by name: the embedded policy, a local folder, or a hub id."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+
+from agentrl.chat.template import ChatFormat
+from agentrl.errors import ConfigError, MissingExtraError, PolicyError
+from agentrl.policies.transformers_engine import TransformersPolicy
+
+EMBEDDED = "quickstart"
+"""Name of the policy that ships in the package."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A causal LM with its tokenizer and the chat format they speak."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+    chat: ChatFormat
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the model's output."""
+        return int(self.model.config.vocab_size)
+
+    def policy(self) -> TransformersPolicy:
+        """An engine that samples from this very model: what is trained is what samples."""
+        return TransformersPolicy(self.model, self.tokenizer, self.chat.end_ids)
+
+
+def model_path(name: str) -> str:
+    """Where a model named in a config is.
+
+    Raises:
+        ConfigError: A folder that is there but holds no model.
+    """
+    if name == EMBEDDED:
+        return str(files("agentrl.policies") / "quickstart")
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise ConfigError(f"{name!r} is no model folder: it has no config.json. Give a folder that save_pretrained wrote.")
+    return str(folder) if folder.is_dir() else name
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The device of that name, or CUDA where there is one.
+
+    Raises:
+        ConfigError: CUDA is asked for and absent.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"device={name!r} was asked for, but PyTorch sees no CUDA device. Leave it out to use the CPU.")
+    return torch.device(name)
+
+
+def load_tokenizer(name: str, chat_template: Path | None = None) -> Any:
+    """The tokenizer of a model, with another chat template if one is given.
+
+    Raises:
+        PolicyError: It cannot be loaded.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_path(name))
+    except (OSError, ValueError) as error:
+        raise PolicyError(_not_loadable(name, error)) from error
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
+    return tokenizer
+
+
+def load_model(
+    name: str = EMBEDDED,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    chat_template: Path | None = None,
+    stop_at_tool_call: bool = True,
+) -> LoadedModel:
+    """Loads a model for sampling and training.
+
+    Args:
+        name: "quickstart", a folder, or a hub id.
+        device: "cpu", "cuda", "cuda:1"; None takes CUDA where there is one.
+        dtype: "float32" or "bfloat16"; None takes bfloat16 on CUDA and float32 elsewhere.
+        chat_template: A Jinja file to use instead of the tokenizer's template.
+        stop_at_tool_call: See `ChatFormat`.
+
+    Raises:
+        PolicyError: The model cannot be loaded.
+        ConfigError: Unknown dtype or device.
+        ChatTemplateError: The template cannot be used token-exactly.
+    """
+    target = pick_device(device)
+    dtype = dtype or ("bfloat16" if target.type == "cuda" else "float32")
+    if dtype not in _DTYPES:
+        raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
+    tokenizer = load_tokenizer(name, chat_template)
+    try:
+        config = AutoConfig.from_pretrained(model_path(name))
+        model = AutoModelForCausalLM.from_pretrained(
+            model_path(name), config=config, dtype=_DTYPES[dtype], attn_implementation="sdpa"
+        )
+    except (OSError, ValueError) as error:
+        raise PolicyError(_not_loadable(name, error)) from error
+    chat = ChatFormat(tokenizer, stop_at_tool_call=stop_at_tool_call)
+    return LoadedModel(model.to(target).eval(), tokenizer, chat)
+
+
+def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, targets: Sequence[str] | str) -> Any:
+    """Wraps a model so that only a low-rank adapter is trained (LoRA, arXiv:2106.09685).
+
+    Raises:
+        MissingExtraError: `peft` is not installed.
+    """
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError as error:
+        raise MissingExtraError("peft", "LoRA") from error
+    modules = targets if isinstance(targets, str) else list(targets)
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=modules, lora_dropout=0.0, task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def _not_loadable(name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return (
+        f"Model {name!r} cannot be loaded: {reason} Give {EMBEDDED!r}, a folder with config.json and model.safetensors, "
+        "or a hub id that this machine can reach."
+    )

@@ -1,0 +1,143 @@
+"""The configuration of a training run: one YAML file, `key.sub=value` overrides, every default a vetted one."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from agentrl.config import Config
+from agentrl.policies.core import Sampling
+from agentrl.rollout.collector import RolloutLimits
+from agentrl.rollout.plan import BranchRule
+
+
+class EnvSettings(Config):
+    """Which environment the agent is trained and evaluated in."""
+
+    id: str
+    """As `agentrl envs` lists them, or "module:Name-v0" for one of your own."""
+    arguments: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the environment, besides `split`."""
+
+
+class LoraSettings(Config):
+    """Training a low-rank adapter instead of all weights (needs the extra "peft")."""
+
+    rank: PositiveInt = 32
+    alpha: PositiveInt = 64
+    targets: str | list[str] = "all-linear"
+
+
+class ModelSettings(Config):
+    """Which model is trained, and how it is held."""
+
+    name: str = "quickstart"
+    """"quickstart" (the embedded policy), a folder, or a hub id."""
+    device: str | None = None
+    """None: CUDA where there is one."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """None: bfloat16 on CUDA, float32 elsewhere."""
+    chat_template: Path | None = None
+    """A Jinja file instead of the tokenizer's own template."""
+    gradient_checkpointing: bool = False
+    """Compute activations twice to keep fewer of them."""
+    lora: LoraSettings | None = None
+
+
+class RolloutSettings(Config):
+    """How episodes are sampled for training."""
+
+    tasks_per_update: PositiveInt = 8
+    temperature: PositiveFloat = 1.0
+    top_p: PositiveFloat = 1.0
+    top_k: NonNegativeInt = 0
+    stop_at_tool_call: bool = True
+    """End a turn at its first tool call, so that the model cannot invent the result."""
+    max_turn_tokens: PositiveInt = 512
+    max_episode_tokens: PositiveInt = 4096
+    max_concurrent_episodes: PositiveInt = 256
+    lockstep: bool = False
+
+    @property
+    def sampling(self) -> Sampling:
+        """Temperature and truncation for the engine."""
+        return Sampling(temperature=self.temperature, top_p=self.top_p, top_k=self.top_k)
+
+    @property
+    def limits(self) -> RolloutLimits:
+        """Bounds for the collector."""
+        return RolloutLimits(
+            max_turn_tokens=self.max_turn_tokens,
+            max_episode_tokens=self.max_episode_tokens,
+            max_concurrent_episodes=self.max_concurrent_episodes,
+            lockstep=self.lockstep,
+        )
+
+
+class GroupSettings(Config):
+    """Overrides of the recipe's sampling plan; None keeps the recipe's value (see `rollout.plan.GroupPlan`)."""
+
+    size: PositiveInt | None = None
+    initial: PositiveInt | None = None
+    rule: BranchRule | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    tau: float | None = None
+    probe_tokens: PositiveInt | None = None
+    max_branches: PositiveInt | None = None
+
+
+class OptimizerSettings(Config):
+    """AdamW, its schedule, and how a batch of episodes is cut into optimizer steps."""
+
+    learning_rate: PositiveFloat = 1e-6
+    weight_decay: NonNegativeFloat = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    max_grad_norm: PositiveFloat = 1.0
+    warmup_updates: NonNegativeInt = 0
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    epochs: PositiveInt = 1
+    """Passes over the episodes of an update."""
+    mini_batches: PositiveInt = 1
+    """Optimizer steps per pass; groups stay whole."""
+    max_tokens_per_micro_batch: PositiveInt = 16_384
+    """Unique tokens of one forward and backward pass; bounds memory, never changes the gradient."""
+
+
+class EvaluationSettings(Config):
+    """Held-out evaluation before, during and after training."""
+
+    tasks: PositiveInt = 200
+    every: NonNegativeInt = 0
+    """Updates between evaluations in training; 0: only before and after."""
+    greedy: bool = True
+    """Also report greedy decoding, before and after."""
+
+
+class TrainSettings(Config):
+    """A training run.
+
+    Example:
+        TrainSettings(env=EnvSettings(id="agentrl/Arithmetic-v0"), recipe="arpo", updates=100)
+    """
+
+    env: EnvSettings
+    recipe: str = "arpo"
+    """As `agentrl algorithms` lists them."""
+    updates: PositiveInt = 100
+    seed: int = 0
+    model: ModelSettings = ModelSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    group: GroupSettings = GroupSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint_every: NonNegativeInt = 0
+    """Updates between checkpoints; 0: only at the end."""
+    keep_trees_every: NonNegativeInt = 10
+    """Updates between samples of trajectories written to the run folder; 0: none."""
+    max_resampled_batches: PositiveInt = 10
+    """Where a recipe drops groups: how many batches may be sampled to fill one update."""
+    threads: PositiveInt | None = None
+    """CPU threads of PyTorch; None: its own choice. Another number rounds differently."""
+    run: Path = Path("runs/train")
+    """Folder for everything the run writes."""
