@@ -135,8 +135,6 @@ class TrainSettings(Config):
     """Updates between checkpoints; 0: only at the end."""
     keep_trees_every: NonNegativeInt = 10
     """Updates between samples of trajectories written to the run folder; 0: none."""
-    max_resampled_batches: PositiveInt = 10
-    """Where a recipe drops groups: how many batches may be sampled to fill one update."""
     threads: PositiveInt | None = None
     """CPU threads of PyTorch; None: its own choice. Another number rounds differently."""
     run: Path = Path("runs/train")

@@ -47,7 +47,9 @@ def model_path(name: str) -> str:
         return str(files("agentrl.policies") / "quickstart")
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ConfigError(f"{name!r} is no model folder: it has no config.json. Give a folder that save_pretrained wrote.")
+        raise ConfigError(
+            f"{name!r} is no model folder: it has no config.json. Give a folder that save_pretrained wrote."
+        )
     return str(folder) if folder.is_dir() else name
 
 
@@ -60,7 +62,9 @@ def pick_device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ConfigError(f"device={name!r} was asked for, but PyTorch sees no CUDA device. Leave it out to use the CPU.")
+        raise ConfigError(
+            f"device={name!r} was asked for, but PyTorch sees no CUDA device. Leave it out to use the CPU."
+        )
     return torch.device(name)
 
 
@@ -138,3 +142,16 @@ def _not_loadable(name: str, error: Exception) -> str:
         f"Model {name!r} cannot be loaded: {reason} Give {EMBEDDED!r}, a folder with config.json and model.safetensors, "
         "or a hub id that this machine can reach."
     )
+
+
+def load_lora(model: PreTrainedModel, folder: Path) -> Any:
+    """Puts a saved adapter on its base model, to train it further.
+
+    Raises:
+        MissingExtraError: `peft` is not installed.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise MissingExtraError("peft", "LoRA") from error
+    return PeftModel.from_pretrained(model, folder, is_trainable=True)

@@ -11,6 +11,7 @@ from itertools import groupby
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from agentrl.chat.template import Tokenizer
 from agentrl.errors import PolicyError
@@ -66,7 +67,7 @@ class TransformersPolicy:
         PolicyError: The model has layers that cannot keep a row per sequence.
     """
 
-    def __init__(self, model: torch.nn.Module, tokenizer: Tokenizer, end_of_turn_ids: Iterable[int]) -> None:
+    def __init__(self, model: PreTrainedModel, tokenizer: Tokenizer, end_of_turn_ids: Iterable[int]) -> None:
         kinds = set(getattr(model.config, "layer_types", None) or ["full_attention"])
         if kinds != {"full_attention"}:
             raise PolicyError(

@@ -68,9 +68,13 @@ class Group:
         self._tree = Tree(task_id="")
         self._opening: object = None
 
-    def start(self) -> list[Track]:
-        """The trajectories that start at the prompt."""
-        return [self._from_prompt() for _ in range(self.plan.num_initial)]
+    def start(self) -> Iterator[Track]:
+        """The trajectories that start at the prompt; each must be requested before the next is taken.
+
+        The first one computes the prompt, and the others fork it, which needs a sequence to fork.
+        """
+        for _ in range(self.plan.num_initial):
+            yield self._from_prompt()
 
     def record_turn(self, track: Track, completion: Completion) -> None:
         """Appends a sampled turn to the tree, and keeps what is needed to branch before it if the rule wants that."""
@@ -115,6 +119,7 @@ class Group:
                 born.extend(self._branches(moment, granted))
         if not self.running and not self._ledger.unsettled:
             missing = self.plan.size - len(self._leaves)
+            self._ledger.budget = 0  # the top-up takes what is left of it
             born.extend(self._from_prompt() for _ in range(missing))
         return born
 
@@ -148,6 +153,7 @@ class Group:
             self._tree.add(None, "prompt", 0, prompt)
             self._opening = opening
         elif opening != self._opening:
+            env.close()
             raise ConfigError(
                 f"{env} starts task {self.task} differently from one reset to the next; the episodes of a group must "
                 "start alike. Make reset(options={'task': index}) deterministic."

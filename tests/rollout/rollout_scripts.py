@@ -1,0 +1,90 @@
+"""A counting environment whose tool has state, and a policy that plays a script."""
+
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
+
+from agentrl.envs import Episode, ToolEnv
+from agentrl.errors import InfrastructureError
+from agentrl.policies.core import Request
+from agentrl.policies.scripted import Reply
+from agentrl.tasks import Task
+from agentrl.tools.core import Tool
+
+
+class Counter(Tool):
+    """Adds to a number that it remembers; can sleep, and can break."""
+
+    name = "add"
+    description = "Adds to the counter."
+    parameters: dict[str, Any] = {
+        "type": "object",
+        "properties": {"amount": {"type": "integer"}, "sleep_s": {"type": "number"}},
+        "required": ["amount"],
+    }
+    inline = True
+    live = 0
+
+    def __init__(self, total: int = 0) -> None:
+        self.total = total
+
+    def open(self) -> Self:
+        Counter.live += 1
+        return type(self)()
+
+    def fork(self) -> Self:
+        Counter.live += 1
+        return type(self)(self.total)
+
+    def close(self) -> None:
+        Counter.live -= 1
+
+    def call(self, arguments: Mapping[str, Any]) -> str:
+        time.sleep(arguments.get("sleep_s", 0.0))
+        if arguments["amount"] == 666:
+            raise InfrastructureError("the counter's server is gone")
+        self.total += arguments["amount"]
+        return f"total {self.total}"
+
+
+class ThreadedCounter(Counter):
+    """The same, called in a thread with a deadline."""
+
+    inline = False
+
+
+class Counting(ToolEnv):
+    """Reward 1 for telling the counter's total."""
+
+    tools: Sequence[Tool] = (Counter(),)
+    max_turns = 6
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        return [Task(f"{split}-{i}", f"Count to {i}.", str(i)) for i in range(50)]
+
+    def reward(self, task: Task, episode: Episode) -> float:
+        results = episode.results("add")
+        return float(bool(results) and episode.answer == results[-1].text)
+
+
+class SlowCounting(Counting):
+    """The same with the tool in threads."""
+
+    tools: Sequence[Tool] = (ThreadedCounter(),)
+
+
+def call(amount: int, sleep_s: float = 0.0) -> str:
+    arguments = {"amount": amount} | ({"sleep_s": sleep_s} if sleep_s else {})
+    return f'<tool_call>\n{{"name": "add", "arguments": {arguments}}}\n</tool_call>'.replace("'", '"')
+
+
+def random_script(request: Request, text: str) -> Reply:
+    """Calls, with some probability again, then answers rightly or wrongly: all drawn from the request's seed."""
+    rng = random.Random(request.seed)
+    turn = text.count("<|im_start|>assistant")
+    entropy = rng.random() * 3
+    if turn == 1 or (turn < 5 and rng.random() < 0.5):
+        return Reply(call(rng.randint(1, 9)), entropy, delay=rng.randint(0, 3))
+    total = text.rsplit("<tool_response>\n", 1)[1].split("\n", 1)[0]
+    return Reply(total if rng.random() < 0.6 else "no idea", entropy, delay=rng.randint(0, 3))

@@ -1,0 +1,87 @@
+"""Saving a training run and continuing it: the continued run equals an uninterrupted one, to the bit on a CPU.
+
+All random streams derive from (seed, update), so what has to be saved is short: weights, optimizer, and how far the
+run is. A checkpoint is a folder that `AutoModelForCausalLM.from_pretrained` loads, plus `trainer.pt`.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from agentrl.errors import CheckpointError
+from agentrl.files import atomic_directory
+
+_STATE = "trainer.pt"
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a run is.
+
+    Example:
+        Progress(updates=40, tasks_drawn=320, seconds=61.2, reports={"before": {...}})
+    """
+
+    updates: int = 0
+    """Updates that are done."""
+    tasks_drawn: int = 0
+    """Position in the order of training tasks."""
+    seconds: float = 0.0
+    """Time spent, earlier parts of a resumed run included."""
+    reports: dict[str, Any] = field(default_factory=dict)
+    """Evaluation reports so far, as JSON."""
+
+
+def save_checkpoint(
+    folder: Path, model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, progress: Progress
+) -> Path:
+    """Writes the checkpoint of an update, completely or not at all.
+
+    Args:
+        folder: The run's folder of checkpoints.
+        model: A `transformers` or `peft` model.
+        tokenizer: Saved beside it.
+        optimizer: Its state is saved.
+        progress: Saved as well; its `updates` names the checkpoint.
+
+    Returns:
+        The folder written.
+
+    Raises:
+        CheckpointError: The disk is full or not writable.
+    """
+    target = folder / f"update-{progress.updates:06d}"
+    with atomic_directory(target) as new:
+        model.save_pretrained(new)
+        tokenizer.save_pretrained(new)
+        torch.save({"optimizer": optimizer.state_dict(), "progress": asdict(progress)}, new / _STATE)
+    return target
+
+
+def latest_checkpoint(folder: Path) -> Path:
+    """The checkpoint of the latest update.
+
+    Raises:
+        CheckpointError: There is none.
+    """
+    found = sorted(path for path in folder.glob("update-*") if (path / _STATE).is_file())
+    if not found:
+        raise CheckpointError(
+            f"{folder} holds no checkpoint, so there is nothing to resume. Start the run again without --resume."
+        )
+    return found[-1]
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, Any], Progress]:
+    """The optimizer's state and the progress of a checkpoint.
+
+    Raises:
+        CheckpointError: It cannot be read.
+    """
+    try:
+        state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
+        return state["optimizer"], Progress(**state["progress"])
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"Checkpoint {path} cannot be read: {error}") from error

@@ -1,0 +1,223 @@
+"""The loop that every on-policy recipe shares: roll out, score, update, tell; and evaluation before and after."""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import torch
+
+from agentrl.envs import ToolEnv, make
+from agentrl.evaluation.evaluate import evaluate
+from agentrl.evaluation.report import EvaluationReport
+from agentrl.policies.core import Sampling
+from agentrl.rollout.collector import Collector
+from agentrl.rollout.plan import BranchRule, GroupPlan
+from agentrl.runs import RunFolder
+from agentrl.seeding import derive
+from agentrl.trainers.alarms import Alarms
+from agentrl.trainers.checkpoint import Progress, save_checkpoint
+from agentrl.trainers.forward import TokenScorer
+from agentrl.trainers.models import reference_scores, trainable_model
+from agentrl.trainers.progress import TrainingProgress
+from agentrl.trainers.recipe import Recipe
+from agentrl.trainers.recipes import RECIPES
+from agentrl.trainers.rollouts import TaskOrder, TrainingRollouts, rollout_metrics
+from agentrl.trainers.settings import EnvSettings, GroupSettings, TrainSettings
+from agentrl.trainers.update import Updater
+
+
+class OnlineTrainer:
+    """A training run in memory; `agentrl.trainers.train` puts it on disk.
+
+    Args:
+        settings: The run.
+        progress: How far an earlier part of the run got.
+        model_folder: Weights of that part; None takes those the settings name.
+        optimizer_state: Of that part.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        *,
+        progress: Progress | None = None,
+        model_folder: Path | None = None,
+        optimizer_state: dict[str, Any] | None = None,
+    ) -> None:
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        self.settings = settings
+        self.progress = progress or Progress()
+        recipe = RECIPES[settings.recipe]
+        self.recipe = replace(recipe, sampling=plan_of(recipe, settings.group))
+        loaded = trainable_model(settings.model, model_folder, stop_at_tool_call=settings.rollout.stop_at_tool_call)
+        self.loaded = loaded
+        self.policy = loaded.policy()
+        self.policy.version = self.progress.updates
+        self._train_env, self._test_env = (env_maker(settings.env, split) for split in ("train", "test"))
+        self._num_test_tasks = num_tasks(self._test_env)
+        self._evaluator = self._collector(self._test_env)
+        self.rollouts = TrainingRollouts(
+            self._collector(self._train_env),
+            TaskOrder(num_tasks(self._train_env), settings.seed, self.progress.tasks_drawn),
+            self.recipe,
+            self.recipe.sampling,
+            tasks_per_update=settings.rollout.tasks_per_update,
+            sampling=settings.rollout.sampling,
+        )
+        self.updater = Updater(
+            self.recipe,
+            settings.optimizer,
+            TokenScorer(loaded.model),
+            temperature=settings.rollout.temperature,
+            total_updates=settings.updates,
+            reference=reference_scores(loaded, settings) if self.recipe.needs_reference else None,
+        )
+        if optimizer_state is not None:
+            self.updater.optimizer.load_state_dict(optimizer_state)
+        self._alarms = Alarms()
+
+    def run(self, folder: RunFolder, display: TrainingProgress) -> dict[str, EvaluationReport]:
+        """Evaluates, trains to the last update, evaluates again.
+
+        Args:
+            folder: Where metrics, trajectories and checkpoints go.
+            display: Where a person watches.
+
+        Returns:
+            Held-out reports by moment and decoding: "before", "after", "after_greedy" ...
+        """
+        settings = self.settings
+        self._evaluate("before", folder, display)
+        started = time.monotonic() - self.progress.seconds
+        for number in range(self.progress.updates, settings.updates):
+            metrics = self._update(number, folder, display)
+            self.progress.updates = number + 1
+            self.progress.tasks_drawn = self.rollouts.order.position
+            self.progress.seconds = time.monotonic() - started
+            every = settings.evaluation.every
+            if every and (number + 1) % every == 0 and number + 1 < settings.updates:
+                metrics.update(self._held_out(self._measure(f"update-{number + 1}", settings.rollout.sampling)))
+            folder.log(number + 1, metrics)
+            display.update(number + 1, metrics)
+            if settings.checkpoint_every and (number + 1) % settings.checkpoint_every == 0:
+                self.save(folder)
+        self._evaluate("after", folder, display)
+        self.save(folder)
+        return {name: EvaluationReport.from_json(data) for name, data in self.progress.reports.items()}
+
+    def save(self, folder: RunFolder) -> Path:
+        """Writes a checkpoint and returns its folder."""
+        return save_checkpoint(
+            folder.checkpoints_path,
+            self.loaded.model,
+            self.loaded.tokenizer,
+            self.updater.optimizer,
+            self.progress,
+        )
+
+    def _update(self, number: int, folder: RunFolder, display: TrainingProgress) -> dict[str, float]:
+        seed = derive(self.settings.seed, "update", number)
+        start = time.monotonic()
+        harvest = self.rollouts.sample(seed)
+        sampled = time.monotonic()
+        metrics = rollout_metrics(harvest.trees)
+        if harvest.kept:
+            metrics.update(self.updater.update(harvest.kept, number=number, seed=seed))
+            self.policy.weights_changed()
+        end = time.monotonic()
+        metrics["groups_trained"] = float(len(harvest.kept))
+        metrics["rollout_s"], metrics["update_s"] = sampled - start, end - sampled
+        metrics["tokens_per_s"] = metrics["sampled_tokens"] / (end - start)
+        every = self.settings.keep_trees_every
+        if every and number % every == 0:
+            folder.save_trees(number + 1, harvest.trees[:2])
+        for warning in self._alarms.check(metrics):
+            display.say(f"warning: {warning}")
+        return metrics
+
+    # Evaluation ------------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, moment: str, folder: RunFolder, display: TrainingProgress) -> None:
+        """Held-out success with the training temperature, and greedy if asked for; done once per moment."""
+        decodings = {moment: self.settings.rollout.sampling}
+        if self.settings.evaluation.greedy:
+            decodings[f"{moment}_greedy"] = Sampling(temperature=0.0)
+        for name, sampling in decodings.items():
+            if name not in self.progress.reports:
+                report = self._measure(name, sampling)
+                self.progress.reports[name] = report.to_json()
+                display.say(f"held-out success {name.replace('_', ', ')}: {describe(report)}")
+                if name == moment:
+                    folder.log(self.progress.updates, self._held_out(report))
+
+    def _measure(self, name: str, sampling: Sampling) -> EvaluationReport:
+        tasks = range(min(self.settings.evaluation.tasks, self._num_test_tasks))
+        report, _ = evaluate(
+            self._evaluator,
+            tasks,
+            environment=f"{self.settings.env.id} test",
+            policy=f"{self.settings.model.name} {name}",
+            sampling=sampling,
+            seed=derive(self.settings.seed, "evaluation"),
+        )
+        return report
+
+    def _held_out(self, report: EvaluationReport) -> dict[str, float]:
+        success = report.success
+        if success is None:
+            return {}
+        return {
+            "held_out/success": success.value,
+            "held_out/success_low": success.low,
+            "held_out/success_high": success.high,
+        }
+
+    def _collector(self, make_env: Callable[[], gymnasium.Env[str, str]]) -> Collector:
+        return Collector(
+            self.policy,
+            self.loaded.chat,
+            make_env,
+            vocab_size=self.loaded.vocab_size,
+            limits=self.settings.rollout.limits,
+        )
+
+
+def plan_of(recipe: Recipe, overrides: GroupSettings) -> GroupPlan:
+    """The recipe's sampling plan with a run's overrides."""
+    changes = {name: value for name, value in overrides.model_dump().items() if value is not None}
+    plan = recipe.sampling
+    if "size" in changes and "initial" not in changes and plan.initial is not None:
+        changes["initial"] = max(1, changes["size"] * plan.initial // plan.size)  # keep the recipe's share
+    if changes.get("rule") is BranchRule.NONE:
+        changes["initial"] = None
+    return replace(plan, **changes)
+
+
+def env_maker(settings: EnvSettings, split: str) -> Callable[[], gymnasium.Env[str, str]]:
+    """A function that makes environments of one split."""
+    return lambda: make(settings.id, **{"split": split, **settings.arguments})
+
+
+def num_tasks(make_env: Callable[[], gymnasium.Env[str, str]]) -> int:
+    """Size of an environment's split; a large number of seeds where it is no `ToolEnv`."""
+    env = make_env()
+    try:
+        return len(env.unwrapped.task_set()) if isinstance(env.unwrapped, ToolEnv) else 2**31 - 1
+    finally:
+        env.close()
+
+
+def describe(report: EvaluationReport) -> str:
+    """A success rate with its interval and what it is counted over, in one line."""
+    success = report.success
+    if success is None:
+        return "no valid episode"
+    invalid = f", {len(report.invalid_episodes)} invalid" if report.invalid_episodes else ""
+    return (
+        f"{100 * success.value:.1f} % (95 % interval {100 * success.low:.1f} to {100 * success.high:.1f}, "
+        f"{report.num_successes} of {report.num_valid} tasks{invalid})"
+    )

@@ -1,0 +1,70 @@
+"""What a person sees while a run goes on: a live line on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+_PLAIN_EVERY_S = 10.0
+
+
+def summary_line(update: int, total: int, metrics: Mapping[str, float]) -> str:
+    """The numbers people watch, in one line."""
+    clipped = metrics.get("clip_fraction_low", 0.0) + metrics.get("clip_fraction_high", 0.0)
+    return (
+        f"update {update}/{total}  success {metrics['success']:.2f}  reward {metrics['reward']:.2f}  "
+        f"entropy {metrics['entropy']:.3f}  kl {metrics.get('kl_reference', metrics.get('kl_old', 0.0)):.1e}  "
+        f"clipped {clipped:.2f}  tools/episode {metrics['tool_calls']:.2f}  "
+        f"tokens/s {metrics['tokens_per_s']:.0f}"
+    )
+
+
+class TrainingProgress:
+    """A context manager that reports updates.
+
+    Args:
+        console: Where to write.
+        total: Updates of the run.
+        done: Updates before this part of the run.
+    """
+
+    def __init__(self, console: Console, total: int, done: int = 0) -> None:
+        self._console = console
+        self._total = total
+        self._done = done
+        self._started = time.monotonic()
+        self._last_line = 0.0
+        self._bar = Progress(
+            BarColumn(bar_width=20),
+            TextColumn("{task.description}"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, completed=done)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def update(self, number: int, metrics: Mapping[str, float]) -> None:
+        """Reports update `number` (from 1)."""
+        line = summary_line(number, self._total, metrics)
+        self._bar.update(self._task, completed=number, description=line)
+        now = time.monotonic()
+        if not self._console.is_terminal and (now - self._last_line > _PLAIN_EVERY_S or number == self._total):
+            self._last_line = now
+            left = (now - self._started) / max(1, number - self._done) * (self._total - number)
+            self._console.print(f"{line}  left {left:.0f} s", highlight=False, soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own."""
+        self._console.print(text, highlight=False, soft_wrap=True)

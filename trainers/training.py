@@ -1,0 +1,84 @@
+"""`train`: a run on disk, from settings to checkpoint, curve and report."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from agentrl.config import load_config
+from agentrl.errors import CheckpointError
+from agentrl.evaluation.curves import plot_curves
+from agentrl.evaluation.report import EvaluationReport
+from agentrl.runs import RunFolder
+from agentrl.trainers.checkpoint import latest_checkpoint, load_checkpoint
+from agentrl.trainers.online import OnlineTrainer
+from agentrl.trainers.progress import TrainingProgress
+from agentrl.trainers.settings import TrainSettings
+
+
+@dataclass(frozen=True, slots=True)
+class TrainResult:
+    """What a run left behind."""
+
+    folder: Path
+    checkpoint: Path
+    """Loads with `AutoModelForCausalLM.from_pretrained`."""
+    curve: Path
+    reports: dict[str, EvaluationReport]
+    """Held-out reports: "before", "after", and each with "_greedy"."""
+    seconds: float
+
+
+def train(
+    settings: TrainSettings, *, resume: bool = False, console: Console | None = None, command: str = "agentrl.train"
+) -> TrainResult:
+    """Trains an agent.
+
+    Args:
+        settings: The run; where `resume`, those of the folder are used and only `settings.run` counts.
+        resume: Continue the run in that folder after its latest checkpoint.
+        console: Where progress goes.
+        command: Noted in the run folder.
+
+    Raises:
+        CheckpointError: The folder is in use, or there is nothing to resume.
+        AgentRLError: See its leaves; each says what to do.
+    """
+    console = console or Console()
+    trainer = _resumed(settings.run) if resume else OnlineTrainer(settings)
+    path, settings, first = settings.run, trainer.settings, trainer.progress.updates
+    if resume:
+        folder = RunFolder.resume(path, update=first, command=command)
+    else:
+        folder = RunFolder.create(path, settings, seed=settings.seed, command=command)
+    with folder:
+        console.print(
+            f"training {settings.model.name} with {settings.recipe} in {settings.env.id}, "
+            f"updates {first + 1} to {settings.updates}",
+            highlight=False,
+            soft_wrap=True,
+        )
+        with TrainingProgress(console, settings.updates, first) as display:
+            reports = trainer.run(folder, display)
+        curve = folder.path / "curve.png"
+        plot_curves(folder.metrics_path, curve)
+        return TrainResult(
+            folder=folder.path,
+            checkpoint=latest_checkpoint(folder.checkpoints_path),
+            curve=curve,
+            reports=reports,
+            seconds=trainer.progress.seconds,
+        )
+
+
+def _resumed(path: Path) -> OnlineTrainer:
+    run = RunFolder.open(path)
+    settings = load_config(TrainSettings, run.config_path)
+    checkpoint = latest_checkpoint(run.checkpoints_path)
+    optimizer_state, progress = load_checkpoint(checkpoint)
+    if progress.updates >= settings.updates and "after" in progress.reports:
+        raise CheckpointError(
+            f"The run in {path} is finished: all {settings.updates} updates are done. Nothing was trained. To go on "
+            f"from its weights, start a new run with model.name={checkpoint}."
+        )
+    return OnlineTrainer(settings, progress=progress, model_folder=checkpoint, optimizer_state=optimizer_state)
