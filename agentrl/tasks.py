@@ -61,6 +61,8 @@ class ProceduralTasks(Sequence[Task]):
         split: "train" or "test".
         seed: Names the whole family of task sets.
         size: Number of tasks.
+        key: Canonical text of what makes a task the same as another, for the split; by default `task_key`. A coarser
+            key also keeps look-alikes in one split, such as two wordings of one problem.
 
     Raises:
         ConfigError: Unknown split, or a size below 1.
@@ -68,7 +70,15 @@ class ProceduralTasks(Sequence[Task]):
 
     MAX_DRAWS = 1000
 
-    def __init__(self, generate: Callable[[np.random.Generator], Task], split: str, *, seed: int, size: int) -> None:
+    def __init__(
+        self,
+        generate: Callable[[np.random.Generator], Task],
+        split: str,
+        *,
+        seed: int,
+        size: int,
+        key: Callable[[Task], str] | None = None,
+    ) -> None:
         if split not in SPLITS:
             raise ConfigError(f"Unknown split {split!r}. {nearest(split, list(SPLITS))}")
         if size < 1:
@@ -77,6 +87,7 @@ class ProceduralTasks(Sequence[Task]):
         self.split = split
         self.seed = seed
         self._size = size
+        self._key = key or task_key
 
     def __len__(self) -> int:
         return self._size
@@ -94,7 +105,7 @@ class ProceduralTasks(Sequence[Task]):
         rng = generator(self.seed, "task", self.split, index)
         for _ in range(self.MAX_DRAWS):
             task = self._generate(rng)
-            if split_of(task_key(task)) == self.split:
+            if split_of(self._key(task)) == self.split:
                 return Task(f"{self.split}-{index}", task.prompt, task.answer, task.metadata)
         raise ConfigError(f"No {self.split} task in {self.MAX_DRAWS} draws: the generator has too few distinct tasks.")
 

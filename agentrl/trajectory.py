@@ -152,7 +152,9 @@ class Tree:
             for parent in [self.segments[old].parent]
         ]
         leaves = [
-            replace(leaf, segment=numbers[leaf.segment], fork_of=None if leaf.fork_of is None else numbers[leaf.fork_of])
+            replace(
+                leaf, segment=numbers[leaf.segment], fork_of=None if leaf.fork_of is None else numbers[leaf.fork_of]
+            )
             for leaf in self.leaves
         ]
         return replace(self, segments=segments, leaves=leaves)

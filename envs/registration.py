@@ -1,9 +1,10 @@
 """Environment ids: `register` puts a `ToolEnv` into Gymnasium's table, `make` builds one from it."""
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import gymnasium
+from gymnasium.envs.registration import EnvCreator
 
 from agentrl.envs.tool_env import ToolEnv
 from agentrl.errors import ConfigError, UnknownNameError
@@ -30,7 +31,7 @@ def register(env_id: str, *, max_turns: int | None = None) -> Callable[[E], E]:
             cls.max_turns = max_turns
         full = env_id if "/" in env_id else f"{NAMESPACE}/{env_id}"
         # Gymnasium's order and passive checkers would wrap every step; ToolEnv checks both itself.
-        gymnasium.register(full, entry_point=cls, order_enforce=False, disable_env_checker=True)
+        gymnasium.register(full, entry_point=cast(EnvCreator, cls), order_enforce=False, disable_env_checker=True)
         return cls
 
     return enter
@@ -50,7 +51,7 @@ def make(env_id: str, **arguments: Any) -> gymnasium.Env[str, str]:
     name = env_id if "/" in env_id else ":".join([*env_id.split(":")[:-1], f"{NAMESPACE}/{env_id.split(':')[-1]}"])
     try:
         return gymnasium.make(name, **arguments)
-    except gymnasium.error.UnregisteredEnv:
+    except gymnasium.error.Error:  # unknown name, namespace or version, or not the form of an id
         known = [key for key in gymnasium.registry if key.startswith(f"{NAMESPACE}/")]
         raise UnknownNameError(f"Unknown environment {env_id!r}. {nearest(name, known)}") from None
     except ModuleNotFoundError as error:

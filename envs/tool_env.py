@@ -3,19 +3,22 @@
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any, ClassVar, Self
 
 import gymnasium
+import numpy as np
 
 from agentrl import messages as msg
 from agentrl.chat.tool_calls import parse_tool_calls, visible_text
 from agentrl.envs.episode import CallRecord, Episode
 from agentrl.envs.spaces import TextSpace
-from agentrl.errors import ConfigError, ForkError
-from agentrl.messages import JsonDict, Message
+from agentrl.errors import ConfigError, ForkError, InfrastructureError
+from agentrl.messages import JsonDict, MalformedCall, Message, ToolCall
 from agentrl.tasks import Task
-from agentrl.tools.core import Tool
+from agentrl.text import clean_text
+from agentrl.tools.core import Tool, ToolResult
 from agentrl.tools.toolbox import Toolbox
 from agentrl.trajectory import StopReason
 
@@ -26,16 +29,19 @@ class ToolEnv(gymnasium.Env[str, str]):
     Description:
         The agent reads a task, may call tools over several turns, and ends the episode with a turn that calls none.
 
-    Action space:
+    Action Space:
         Text: one assistant turn, tool calls included as `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`.
 
-    Observation space:
+    Observation Space:
         Text: the task at first, then what the tools returned. `info["messages"]` has the same as chat messages.
+
+    Starting State:
+        A task of the split, drawn at random or named by `options={"task": index}`, and freshly opened tools.
 
     Rewards:
         `turn_reward` after every turn (0 by default) plus `reward` when the episode ends.
 
-    Episode end:
+    Episode End:
         Terminated by a turn without a call; truncated after `max_turns` turns, or by `truncate` when the caller's
         token budget is spent.
 
@@ -93,10 +99,17 @@ class ToolEnv(gymnasium.Env[str, str]):
     # Gymnasium -------------------------------------------------------------------------------------------------------
 
     def task_set(self, split: str | None = None) -> Sequence[Task]:
-        """The tasks of a split, the environment's own by default."""
+        """The tasks of a split, the environment's own by default.
+
+        Raises:
+            ConfigError: There are none.
+        """
         split = split or self.split
         if split not in self._task_sets:
-            self._task_sets[split] = self.tasks(split)
+            tasks = self.tasks(split)
+            if not len(tasks):
+                raise ConfigError(f"{type(self).__name__} has no tasks in its {split} split.")
+            self._task_sets[split] = tasks
         return self._task_sets[split]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, JsonDict]:
@@ -108,10 +121,13 @@ class ToolEnv(gymnasium.Env[str, str]):
 
         Returns:
             The task as text, and info with "task_id", "messages" and "tools" (JSON schemas).
+
+        Raises:
+            ConfigError: An unknown option, or a task that does not exist.
         """
         super().reset(seed=seed)
         task_set = self.task_set()
-        index = (options or {}).get("task")
+        index = _task_option(options or {})
         if index is None:
             index = int(self.np_random.integers(len(task_set)))
         if not 0 <= index < len(task_set):
@@ -120,26 +136,28 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._toolbox = Toolbox(self.tools)
         self._task = task_set[index]
         self._episode = Episode(messages=self._opening(self._task))
-        info = {"task_id": self._task.id, "messages": list(self._episode.messages), "tools": self._toolbox.schemas}
-        return _as_text(self._episode.messages, "user"), info
+        info = {"task_id": self._task.id, "messages": self._episode.messages, "tools": self._toolbox.schemas}
+        return _as_text(self._episode.messages, "user"), copy.deepcopy(info)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, JsonDict]:
         """Plays one assistant turn.
 
         Args:
-            action: The turn's text, end-of-turn token excluded.
+            action: The turn's text, end-of-turn token excluded. What UTF-8 cannot hold is replaced (see `clean_text`).
 
         Raises:
             gymnasium.error.ResetNeeded: The episode has ended, or none was started.
-            InfrastructureError: A tool's surroundings failed; the episode says nothing about the agent.
+            gymnasium.error.InvalidAction: The action is not a string.
+            InfrastructureError: A tool's surroundings failed; the episode is over and says nothing about the agent.
         """
         task, toolbox = self._running()
         episode = self._episode
+        action = _checked_text(action)
         calls = parse_tool_calls(action)
         episode.messages.append(msg.assistant(action))
         new: list[Message] = []
         for call in calls:
-            result = toolbox.call(call)
+            result = self._call(toolbox, call)
             episode.calls.append(CallRecord(episode.num_turns, call, result))
             new.append(msg.tool_result(result.tool, result.text))
         episode.messages.extend(new)
@@ -154,16 +172,21 @@ class ToolEnv(gymnasium.Env[str, str]):
     def truncate(self, action: str) -> tuple[str, float, bool, bool, JsonDict]:
         """Ends the episode at a limit outside the environment, `action` being the unfinished last turn.
 
-        The unfinished turn (empty if none was begun) runs no tool and is no answer; the reward function judges what there was before.
+        The unfinished turn (empty if none was begun) runs no tool and is no answer; the reward function judges what
+        there was before.
+
+        Raises:
+            gymnasium.error.ResetNeeded: The episode has ended, or none was started.
         """
         task, _ = self._running()
+        action = _checked_text(action)
         if action:
             self._episode.messages.append(msg.assistant(action))
             self._episode.num_turns += 1
         self._episode.stop_reason = StopReason.MAX_TOKENS
-        return self._outcome(task, [])
+        return self._outcome(task, [], played=bool(action))
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The transcript so far, for render_mode "ansi"."""
         if self.render_mode is None:
             return None
@@ -182,19 +205,31 @@ class ToolEnv(gymnasium.Env[str, str]):
         come out the same. Attributes of a subclass are deep-copied.
 
         Raises:
-            ForkError: A tool can do neither, or a repeated call gave another result.
+            gymnasium.error.ResetNeeded: The episode has ended, or none was started.
+            ForkError: A tool can do neither, a repeated call gave another result, or an attribute cannot be copied.
         """
         _, toolbox = self._running()
         shared = (self._task_sets, self._task, self.tools, self.spec)
         memo: dict[int, Any] = {id(value): value for value in shared}
         memo[id(self._toolbox)] = None
         clone = copy.copy(self)
-        clone.__dict__ = copy.deepcopy(self.__dict__, memo)
+        try:
+            clone.__dict__ = copy.deepcopy(self.__dict__, memo)
+        except Exception as error:
+            raise ForkError(
+                f"An attribute of {type(self).__name__} cannot be copied ({type(error).__name__}: {error}). Give it a "
+                "__deepcopy__, or keep it outside of the environment."
+            ) from error
         try:
             clone._toolbox = toolbox.fork()
         except ForkError as error:
             clone._toolbox = self._replayed(error)
         return clone
+
+    @property
+    def episode(self) -> Episode:
+        """The running or last episode; to look at, not to change."""
+        return self._episode
 
     @property
     def inline(self) -> bool:
@@ -204,15 +239,16 @@ class ToolEnv(gymnasium.Env[str, str]):
     def _replayed(self, reason: ForkError) -> Toolbox:
         if not all(tool.replayable for tool in self.tools):
             raise reason
-        toolbox = Toolbox(self.tools)
-        for number, record in enumerate(self._episode.calls):
-            text = toolbox.call(record.call).text
-            if text != record.result.text:
-                toolbox.close()
-                raise ForkError(
-                    f"Repeating call {number} of tool {record.result.tool!r} gave another result "
-                    f"({text[:80]!r} instead of {record.result.text[:80]!r}); give the tool a fork() of its own."
-                ) from reason
+        with ExitStack() as on_failure:
+            toolbox = on_failure.enter_context(Toolbox(self.tools))
+            for number, record in enumerate(self._episode.calls):
+                text = toolbox.call(record.call).text
+                if text != record.result.text:
+                    raise ForkError(
+                        f"Repeating call {number} of tool {record.result.tool!r} gave another result "
+                        f"({text[:80]!r} instead of {record.result.text[:80]!r}); give the tool a fork() of its own."
+                    ) from reason
+            on_failure.pop_all()
         return toolbox
 
     # Internals -------------------------------------------------------------------------------------------------------
@@ -226,27 +262,66 @@ class ToolEnv(gymnasium.Env[str, str]):
             raise gymnasium.error.ResetNeeded("No episode is running: call reset() first.")
         return self._task, self._toolbox
 
-    def _outcome(self, task: Task, new: list[Message]) -> tuple[str, float, bool, bool, JsonDict]:
+    def _call(self, toolbox: Toolbox, call: ToolCall | MalformedCall) -> ToolResult:
+        try:
+            return toolbox.call(call)
+        except InfrastructureError:
+            self._episode.stop_reason = StopReason.INVALID
+            self._close_toolbox()
+            raise
+
+    def _outcome(
+        self, task: Task, new: list[Message], *, played: bool = True
+    ) -> tuple[str, float, bool, bool, JsonDict]:
+        """Judges the position; `played` is false where the episode ended between two turns."""
         episode = self._episode
-        reward = self.turn_reward(task, episode)
-        info: JsonDict = {"task_id": task.id, "messages": new}
-        if episode.stop_reason is not None:
+        if episode.done:
+            self._close_toolbox()
+        reward = self.turn_reward(task, episode) if played else 0.0
+        info: JsonDict = {"task_id": task.id, "messages": copy.deepcopy(new)}
+        success = False
+        if episode.done:
             final = self.reward(task, episode)
             success = self.success(task, episode, final)
             reward += final
         if not math.isfinite(reward):
             raise ValueError(f"{type(self).__name__} gave a reward of {reward} for task {task.id}; it must be finite.")
-        episode.turn_rewards.append(float(reward))
-        if episode.stop_reason is not None:
+        if played or not episode.turn_rewards:
+            episode.turn_rewards.append(float(reward))
+        else:
+            episode.turn_rewards[-1] += float(reward)
+        if episode.done:
             info["result"] = episode.summary(success)
-            self._close_toolbox()
         truncated = episode.stop_reason is not None and episode.stop_reason.is_truncation
         return _as_text(new, "tool"), float(reward), episode.done and not truncated, truncated, info
 
     def _close_toolbox(self) -> None:
         if self._toolbox is not None:
-            self._toolbox.close()
-            self._toolbox = None
+            toolbox, self._toolbox = self._toolbox, None
+            toolbox.close()
+
+
+def _task_option(options: Mapping[str, Any]) -> int | None:
+    """The index in `options={"task": index}`.
+
+    Raises:
+        ConfigError: Another option, or an index that is no integer.
+    """
+    unknown = sorted(set(options) - {"task"})
+    if unknown:
+        raise ConfigError(f'reset() does not know the option {unknown[0]!r}; it takes options={{"task": index}}.')
+    index = options.get("task")
+    if index is None:
+        return None
+    if isinstance(index, bool) or not isinstance(index, int | np.integer):
+        raise ConfigError(f"The option 'task' is the index of a task, got {index!r}.")
+    return int(index)
+
+
+def _checked_text(action: object) -> str:
+    if not isinstance(action, str):
+        raise gymnasium.error.InvalidAction(f"An action is the text of one turn, got {type(action).__name__}.")
+    return clean_text(action)
 
 
 def _as_text(messages: Sequence[Message], role: msg.Role) -> str:

@@ -4,7 +4,8 @@ Legend of axes, used in the whole package: B trajectories (paths), L sampled tok
 sampled tokens, T tokens of a packed row, V vocabulary.
 
 Only action tokens are laid out: prompt, tool results and template glue never enter a loss, so they have no column.
-A token shared by several paths appears once in U and in several rows of [B, L] through `token_index`.
+A token shared by several paths appears once in U and in several rows of [B, L] through `token_index`. U numbers the
+sampled tokens that at least one valid trajectory contains: tree by tree, segment by segment, token by token.
 """
 
 from dataclasses import dataclass, fields, replace
@@ -12,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from agentrl.trajectory import Tree
+from agentrl.trajectory import Segment, Tree
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,8 +56,23 @@ class PathBatch:
         return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
 
+def used_segments(tree: Tree) -> list[Segment]:
+    """The segments that a valid trajectory contains, in the order of their ids: parents come before children.
+
+    Everything that counts tokens for training goes through here, so what only an invalid trajectory contains is
+    neither computed nor numbered.
+    """
+    used: set[int] = set()
+    for leaf in tree.valid_leaves:
+        current: int | None = leaf.segment
+        while current is not None and current not in used:
+            used.add(current)
+            current = tree.segments[current].parent
+    return [segment for segment in tree.segments if segment.id in used]
+
+
 def lay_out_paths(trees: list[Tree]) -> PathBatch:
-    """Lays the valid trajectories of `trees` out as rows; unique tokens are numbered tree by tree, segment by segment.
+    """Lays the valid trajectories of `trees` out as rows.
 
     Args:
         trees: Groups; a tree without a valid leaf contributes no row, but its group number is used up.
@@ -67,7 +83,7 @@ def lay_out_paths(trees: list[Tree]) -> PathBatch:
     first_token: dict[tuple[int, int], int] = {}
     num_unique = 0
     for number, tree in enumerate(trees):
-        for segment in tree.segments:
+        for segment in used_segments(tree):
             first_token[number, segment.id] = num_unique
             num_unique += sum(segment.action_mask)
     columns: dict[str, list[Tensor]] = {"token_index": [], "turn": [], "logprobs": [], "entropies": []}

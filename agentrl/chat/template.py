@@ -115,6 +115,10 @@ class ChatFormat:
             ids.pop()
         return str(self.tokenizer.decode(ids, skip_special_tokens=False))
 
+    def turn_ids(self, text: str) -> list[int]:
+        """The tokens a model samples to say `text` and end its turn: for demonstrations, never for sampled turns."""
+        return [*self._encode(text), self.end_of_turn_id]
+
     # Checks, once per tokenizer --------------------------------------------------------------------------------------
 
     def _takes_tools(self) -> bool:

@@ -65,6 +65,7 @@ class Collector:
         self._vocab_size = vocab_size
         self._limits = limits or RolloutLimits()
         self._max_tokens = min(self._limits.max_episode_tokens, policy.context_length)
+        self._sampling = Sampling()
         self._sequence_ids = itertools.count()
         self._live: dict[SequenceId, tuple[Group, Track]] = {}
         self._generating = 0
@@ -202,7 +203,7 @@ class Collector:
         track.rewards.append(outcome.reward)
         track.turn += 1
         if outcome.stop_reason is not None:
-            self._finish(group, track, finished_leaf(track, outcome))
+            self._finish(group, track, finished_leaf(outcome, track.segment, track.rewards, fork_of=track.fork_of))
             return
         suffix = self._chat.suffix_ids(track.token_ids[-1], outcome.messages)
         if len(track.token_ids) + len(suffix) < self._max_tokens:

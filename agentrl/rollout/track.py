@@ -88,21 +88,28 @@ def play_turn(env: gymnasium.Env[str, str], text: str, *, truncate: bool) -> Tur
     return TurnOutcome(messages=messages, reward=float(reward), stop_reason=stop, result=result)
 
 
-def finished_leaf(track: Track, outcome: TurnOutcome) -> Leaf:
-    """The leaf of a trajectory whose environment has ended it."""
+def finished_leaf(outcome: TurnOutcome, segment: int, rewards: Sequence[float], *, fork_of: int | None = None) -> Leaf:
+    """The leaf of a trajectory whose environment has ended it.
+
+    Args:
+        outcome: Of its last turn.
+        segment: Its last segment.
+        rewards: Of all its turns.
+        fork_of: Where it left its parent's path.
+    """
     assert outcome.stop_reason is not None
-    reward = float(sum(track.rewards))
+    reward = float(sum(rewards))
     return Leaf(
-        segment=track.segment,
+        segment=segment,
         stop_reason=outcome.stop_reason,
         reward=reward,
         success=bool(outcome.result.get("success", reward >= 1.0)),
-        turn_rewards=list(track.rewards),
-        num_turns=track.turn,
+        turn_rewards=list(rewards),
+        num_turns=int(outcome.result.get("num_turns", len(rewards))),
         tool_calls=dict(outcome.result.get("tool_calls", {})),
         tool_errors=dict(outcome.result.get("tool_errors", {})),
         answer=outcome.result.get("answer"),
-        fork_of=track.fork_of,
+        fork_of=fork_of,
     )
 
 

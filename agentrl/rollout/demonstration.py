@@ -1,0 +1,41 @@
+"""Demonstrations: episodes played by a function instead of a model, in the same token trees."""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from agentrl.chat.template import ChatFormat
+from agentrl.envs import Episode, ToolEnv
+from agentrl.rollout.track import finished_leaf, opening_messages, play_turn
+from agentrl.tasks import Task
+from agentrl.trajectory import Tree
+
+Actor: TypeAlias = Callable[[Task, Episode], str]
+"""From a task and what has happened to the next turn's text; an environment's `oracle` is one."""
+
+
+def demonstrate(env: ToolEnv, chat: ChatFormat, task: int, actor: Actor) -> Tree:
+    """Plays one task.
+
+    Args:
+        env: Reset to the task here.
+        chat: Turns text into the tokens that a model would have had to sample, the end of every turn included.
+        task: Index into the environment's split.
+        actor: Says what the agent says.
+
+    Returns:
+        A tree with one leaf; the actor's tokens have mask 1.
+    """
+    task_id, messages, tools = opening_messages(env, task)
+    tree = Tree(task_id=task_id, metadata={"task": task})
+    segment = tree.add(None, "prompt", 0, chat.prompt_ids(messages, tools))
+    rewards: list[float] = []
+    for turn in range(env.max_turns):
+        text = actor(env.task_set()[task], env.episode)
+        segment = tree.add(segment.id, "assistant", turn, chat.turn_ids(text))
+        outcome = play_turn(env, text, truncate=False)
+        rewards.append(outcome.reward)
+        if outcome.stop_reason is not None:
+            break
+        segment = tree.add(segment.id, "environment", turn, chat.suffix_ids(chat.end_of_turn_id, outcome.messages))
+    tree.leaves.append(finished_leaf(outcome, segment.id, rewards))
+    return tree

@@ -1,0 +1,136 @@
+"""Messages between a sandbox and its worker: length-prefixed JSON over a unix socket, file descriptors on the side.
+
+Nothing but JSON ever crosses this border, and no byte count of the other side is believed before it is checked.
+Standard library only: the worker runs this file without agentrl.
+"""
+
+import json
+import os
+import socket
+import struct
+from collections.abc import Mapping, Sequence
+from time import monotonic
+from typing import Any, NoReturn
+
+HEADER = struct.Struct(">I")
+MAX_FDS = 4
+MAX_FRAME_BYTES = 1 << 20
+
+
+class FrameError(Exception):
+    """What arrived is not a message: junk, an oversized frame, half a frame."""
+
+
+class Channel:
+    """One end of a connected unix stream socket, carrying JSON objects.
+
+    Args:
+        sock: The connected socket; the channel owns it.
+        max_bytes: A larger incoming frame is refused before memory is taken for it.
+    """
+
+    def __init__(self, sock: socket.socket, max_bytes: int = MAX_FRAME_BYTES) -> None:
+        self._sock = sock
+        self._max_bytes = max_bytes
+
+    @classmethod
+    def adopt(cls, fd: int, max_bytes: int = MAX_FRAME_BYTES) -> "Channel":
+        """The channel over a descriptor that was inherited or received."""
+        os.set_inheritable(fd, False)
+        return cls(socket.socket(fileno=fd), max_bytes)
+
+    def fileno(self) -> int:
+        """The descriptor, for `select.poll`."""
+        return self._sock.fileno()
+
+    def send(self, message: Mapping[str, Any], fds: Sequence[int] = (), timeout_s: float | None = None) -> None:
+        """Sends one message; the receiver gets duplicates of `fds`.
+
+        Raises:
+            TimeoutError: The other side does not read.
+            OSError: It hung up.
+        """
+        body = json.dumps(message).encode()
+        data = HEADER.pack(len(body)) + body
+        self._sock.settimeout(timeout_s)
+        num_sent = socket.send_fds(self._sock, [data], fds) if fds else 0
+        if num_sent < len(data):  # sending nothing would fail where the receiver has already read all and left
+            self._sock.sendall(data[num_sent:])
+
+    def receive(self, timeout_s: float | None = None) -> tuple[dict[str, Any], list[int]]:
+        """Waits for one message and the descriptors that came with it.
+
+        Raises:
+            EOFError: The other side hung up between two messages.
+            FrameError: What came is no message.
+            TimeoutError: No whole message came in time.
+            OSError: The connection broke.
+        """
+        deadline = None if timeout_s is None else monotonic() + timeout_s
+        header, fds = self._read(HEADER.size, deadline)
+        try:
+            if not header:
+                raise EOFError("the other side hung up")
+            if len(header) < HEADER.size:
+                raise FrameError("half a header")
+            (num_bytes,) = HEADER.unpack(header)
+            if num_bytes > self._max_bytes:
+                raise FrameError(f"a frame of {num_bytes} bytes; at most {self._max_bytes} are accepted")
+            body, more = self._read(num_bytes, deadline)
+            fds += more
+            if len(body) < num_bytes:
+                raise FrameError("half a frame")
+            return _parse(body), fds
+        except BaseException:
+            for fd in fds:
+                os.close(fd)
+            raise
+
+    def _read(self, num_bytes: int, deadline: float | None) -> tuple[bytes, list[int]]:
+        """Up to `num_bytes` bytes (fewer only at the end of the stream) and the descriptors among them."""
+        data, fds = bytearray(), list[int]()
+        while len(data) < num_bytes:
+            self._sock.settimeout(None if deadline is None else max(1e-3, deadline - monotonic()))
+            part, received, _, _ = socket.recv_fds(self._sock, min(num_bytes - len(data), 1 << 16), MAX_FDS)
+            for fd in received:
+                os.set_inheritable(fd, False)
+            fds += received
+            if not part:
+                break
+            data += part
+        return bytes(data), fds
+
+    def shut_down(self) -> None:
+        """Tells the other side that no message will follow; safe to call twice and from any thread."""
+        try:
+            self._sock.shutdown(socket.SHUT_WR)
+        except OSError:  # already closed, or the other side is gone
+            return
+
+    def detach(self) -> int:
+        """Gives the descriptor away."""
+        return self._sock.detach()
+
+    def close(self) -> None:
+        """Closes this end."""
+        self._sock.close()
+
+
+def pair(max_bytes: int = MAX_FRAME_BYTES) -> tuple[Channel, Channel]:
+    """Two connected channels; neither descriptor is inherited by programs."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    return Channel(ours, max_bytes), Channel(theirs, max_bytes)
+
+
+def _parse(body: bytes) -> dict[str, Any]:
+    try:
+        message = json.loads(body, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise FrameError(f"not JSON: {error}") from None
+    if not isinstance(message, dict):
+        raise FrameError(f"a JSON object was expected, got {type(message).__name__}")
+    return message
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

@@ -1,0 +1,162 @@
+"""Finding, measuring and killing all processes below this one.
+
+Linux only where it matters: elsewhere there is no /proc, nothing is found, and callers fall back on process groups.
+Standard library only: the worker runs this file without agentrl.
+"""
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+_PR_SET_CHILD_SUBREAPER = 36
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What some processes use together."""
+
+    cpu_s: float = 0.0
+    """CPU seconds of the processes and of their children that have ended and were waited for."""
+    num_tasks: int = 0
+    """Threads of all processes; a zombie counts as one."""
+    resident_bytes: int = 0
+    """Resident memory; pages that several processes share are counted in each."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Stat:
+    """The fields of /proc/PID/stat that are needed here (see proc(5))."""
+
+    state: str
+    cpu_s: float
+    num_threads: int
+    resident_bytes: int
+
+
+def become_subreaper() -> None:
+    """Makes orphaned descendants children of this process instead of init's; without effect off Linux."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def descendants(pid: int, prune: Iterable[int] = ()) -> list[int]:
+    """All processes below `pid`, parents first, leaving out the processes in `prune` and everything below them."""
+    hidden = set(prune)
+    found: list[int] = []
+    queue = [pid]
+    while queue:
+        children = [child for child in _children(queue.pop()) if child not in hidden]
+        hidden.update(children)  # a process that moves to another parent while this runs is met once
+        found += children
+        queue += children
+    return found
+
+
+def measure(pids: Iterable[int]) -> Usage:
+    """CPU, tasks and memory of the processes that still exist."""
+    stats = [stat for stat in map(_read_stat, pids) if stat is not None]
+    return Usage(
+        cpu_s=sum(stat.cpu_s for stat in stats),
+        num_tasks=sum(stat.num_threads for stat in stats),
+        resident_bytes=sum(stat.resident_bytes for stat in stats),
+    )
+
+
+def proportional_bytes(pids: Iterable[int]) -> int:
+    """Memory of the processes with shared pages divided among those that share them; slower than `measure`."""
+    total = 0
+    for pid in pids:
+        with suppress(OSError, ValueError):
+            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+                if line.startswith("Pss:"):
+                    total += int(line.split()[1]) * 1024
+    return total
+
+
+def kill_descendants(pid: int, *, spare: Iterable[int] = (), prune: Iterable[int] = (), limit_s: float = 5.0) -> bool:
+    """Kills everything below `pid` until only zombies are left; False if `limit_s` seconds were not enough.
+
+    Args:
+        pid: This process or one below it.
+        spare: Processes that live on, but whose own children are killed.
+        prune: Processes that live on with everything below them.
+        limit_s: After this many seconds it gives up.
+    """
+    spared = set(spare)
+    deadline = time.monotonic() + limit_s
+    while True:
+        alive = [p for p in descendants(pid, prune) if p not in spared and _is_alive(p)]
+        if not alive:
+            return True
+        for victim in alive:
+            send_signal(victim, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.0005)
+
+
+def send_signal(pid: int, number: signal.Signals) -> None:
+    """Signals a process that may be gone already."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def kill_group(pgid: int) -> None:
+    """Kills a process group at one stroke, so that no member can fork its way out of it."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pgid, signal.SIGKILL)
+
+
+def reap() -> dict[int, tuple[int, float]]:
+    """Waits for all children that have ended: process id to wait status and CPU seconds."""
+    ended: dict[int, tuple[int, float]] = {}
+    while True:
+        try:
+            pid, status, usage = os.wait4(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        ended[pid] = (status, usage.ru_utime + usage.ru_stime)
+
+
+def exists(pid: int) -> bool:
+    """Whether a process has this id, zombies included."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _is_alive(pid: int) -> bool:
+    stat = _read_stat(pid)
+    return stat is not None and stat.state not in "ZX"
+
+
+def _children(pid: int) -> list[int]:
+    children: list[int] = []
+    with suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with suppress(OSError):
+                children += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+    return children
+
+
+def _read_stat(pid: int) -> _Stat | None:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+    except OSError:
+        return None
+    fields = text[text.rindex(")") + 2 :].split()  # the name in parentheses may itself hold spaces and parentheses
+    ticks = sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
+    return _Stat(fields[0], ticks / _TICKS_PER_S, int(fields[17]), int(fields[21]) * _PAGE_BYTES)

@@ -1,0 +1,194 @@
+"""The interpreter tool as an episode uses it, over the real sandbox."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from agentrl.errors import ConfigError, ForkError, InfrastructureError
+from agentrl.messages import ToolCall
+from agentrl.sandbox import ExecResult, Limits, SandboxUnavailableError, SecurityLevel, Session, UnsafeSubprocess
+from agentrl.tools import TOOLS, InterpreterTool, Toolbox, ToolResult, ToolStatus
+
+LIMITS = Limits(cpu_s=60, wall_s=120)
+
+
+def ask(toolbox: Toolbox, code: str) -> ToolResult:
+    return toolbox.call(ToolCall("python", {"code": code}))
+
+
+class CountingSandbox(UnsafeSubprocess):
+    """Remembers the sessions that were opened."""
+
+    def __init__(self) -> None:
+        self.sessions: list[Session] = []
+
+    def open(self, *, limits: Limits, files: Mapping[str, bytes] | None = None) -> Any:
+        self.sessions.append(super().open(limits=limits, files=files))
+        return self.sessions[-1]
+
+
+@pytest.fixture
+def sandbox() -> CountingSandbox:
+    return CountingSandbox()
+
+
+@pytest.fixture
+def toolbox(sandbox: CountingSandbox) -> Iterator[Toolbox]:
+    with Toolbox([InterpreterTool(sandbox, limits=LIMITS)]) as toolbox:
+        yield toolbox
+
+
+def test_names_live_from_call_to_call(toolbox: Toolbox) -> None:
+    assert ask(toolbox, "x = [1, 2]").text == "(no output)"
+    result = ask(toolbox, "x.append(3); print('sum', sum(x)); x")
+    assert (result.text, result.status) == ("sum 6\n[1, 2, 3]", ToolStatus.OK)
+
+
+def test_an_error_is_a_failed_call_with_the_traceback(toolbox: Toolbox) -> None:
+    result = ask(toolbox, "print('before')\n1 / 0")
+    assert result.status is ToolStatus.ERROR
+    assert result.text == (
+        'before\nTraceback (most recent call last):\n  File "<cell 1>", line 2, in <module>\n    1 / 0\n    ~~^~~\n'
+        "ZeroDivisionError: division by zero"
+    )
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("import os; os._exit(3)", "killed: the interpreter exited with code 3; names from before this cell are kept"),
+        ("import sys; sys.exit(2)", "exit code 2"),
+        ("x =", '  File "<cell 2>", line 1\n    x =\n       ^\nSyntaxError: invalid syntax'),
+    ],
+)
+def test_other_ends_are_failed_calls_too(toolbox: Toolbox, code: str, text: str) -> None:
+    ask(toolbox, "kept = 1")
+    result = ask(toolbox, code)
+    assert (result.text, result.status) == (text, ToolStatus.ERROR)
+    assert ask(toolbox, "kept").text == "1"
+
+
+def test_a_program_over_its_limit_is_told_so(sandbox: CountingSandbox) -> None:
+    with Toolbox([InterpreterTool(sandbox, limits=Limits(cpu_s=0.3, wall_s=60))]) as toolbox:
+        result = ask(toolbox, "while True: pass")
+        assert result.text == "killed: 0.3 s CPU limit; names from before this cell are kept"
+        assert result.status is ToolStatus.ERROR
+
+
+def test_the_tools_deadline_comes_after_the_sandboxes() -> None:
+    tool = InterpreterTool(UnsafeSubprocess(), limits=Limits(wall_s=77.0))
+    assert tool.deadline_s > 77.0
+    assert tool.open().deadline_s == tool.deadline_s
+    assert not tool.inline
+
+
+def test_output_is_cut_once_and_by_the_sandboxes_limit(sandbox: CountingSandbox) -> None:
+    with Toolbox([InterpreterTool(sandbox, limits=Limits(output_bytes=200))]) as toolbox:
+        result = ask(toolbox, "print('a' * 100_000)")
+    assert len(result.text.encode()) <= 200
+    assert result.text.count("bytes cut") == 1
+    assert not result.truncated
+
+
+def test_a_session_starts_at_the_first_call_and_ends_with_the_episode(sandbox: CountingSandbox) -> None:
+    prototype = InterpreterTool(sandbox, limits=LIMITS)
+    with Toolbox([prototype]) as toolbox:
+        assert sandbox.sessions == []
+        ask(toolbox, "1")
+        ask(toolbox, "2")
+        assert len(sandbox.sessions) == 1
+    with pytest.raises(InfrastructureError, match="closed"):
+        sandbox.sessions[0].run("1")
+
+
+def test_episodes_do_not_see_each_other(sandbox: CountingSandbox) -> None:
+    prototype = InterpreterTool(sandbox, limits=LIMITS)
+    with Toolbox([prototype]) as one, Toolbox([prototype]) as two:
+        ask(one, "x = 1")
+        assert "NameError" in ask(two, "x").text
+
+
+def test_a_fork_is_equal_independent_and_closed_by_its_owner(toolbox: Toolbox, sandbox: CountingSandbox) -> None:
+    ask(toolbox, "x = [1]; open('f', 'w').write('a')")
+    with toolbox.fork() as fork:
+        assert ask(fork, "x.append(2); open('f', 'a').write('b'); x, open('f').read()").text == "([1, 2], 'ab')"
+        assert ask(toolbox, "x, open('f').read()").text == "([1], 'a')"
+        assert len(sandbox.sessions) == 1, "a fork runs nothing again and opens no session"
+    assert ask(toolbox, "x").text == "[1]"
+
+
+def test_a_fork_before_the_first_call_is_fresh(toolbox: Toolbox) -> None:
+    with toolbox.fork() as fork:
+        ask(fork, "x = 1")
+        assert "NameError" in ask(toolbox, "x").text
+
+
+def test_a_state_that_cannot_be_copied_says_so(toolbox: Toolbox) -> None:
+    ask(toolbox, "import os; ends = os.pipe()")
+    with pytest.raises(ForkError, match="a pipe is open"):
+        toolbox.fork()
+
+
+def test_files_are_in_every_session(sandbox: CountingSandbox) -> None:
+    prototype = InterpreterTool(sandbox, limits=LIMITS, files={"data.csv": b"1,2"})
+    for _ in range(2):
+        with Toolbox([prototype]) as toolbox:
+            assert ask(toolbox, "open('data.csv').read()").text == "'1,2'"
+            ask(toolbox, "open('data.csv', 'w').write('changed')")
+
+
+def test_a_sandbox_that_fails_ends_the_episode(sandbox: CountingSandbox) -> None:
+    class Absent:
+        name = "absent"
+        security_level = SecurityLevel.CONTAINER
+
+        def open(self, *, limits: Limits, files: Mapping[str, bytes] | None = None) -> Session:
+            raise SandboxUnavailableError("no engine: install one")
+
+    with Toolbox([InterpreterTool(Absent())]) as toolbox, pytest.raises(InfrastructureError, match="no engine"):
+        ask(toolbox, "1")
+    with Toolbox([InterpreterTool(sandbox)]) as toolbox:
+        ask(toolbox, "1")
+        sandbox.sessions[-1].close()
+        with pytest.raises(InfrastructureError):
+            ask(toolbox, "1")
+
+
+def test_a_failure_without_output_still_has_a_text() -> None:
+    class Silent:
+        def run(self, code: str) -> ExecResult:
+            return ExecResult(status="error", output="", output_bytes=0, cpu_s=0.0, wall_s=0.0)
+
+        def fork(self) -> "Silent":
+            return self
+
+        def close(self) -> None:
+            pass
+
+    class SilentSandbox(UnsafeSubprocess):
+        def open(self, *, limits: Limits, files: Mapping[str, bytes] | None = None) -> Any:
+            return Silent()
+
+    with Toolbox([InterpreterTool(SilentSandbox())]) as toolbox:
+        assert ask(toolbox, "1").text == "The code failed (error)."
+
+
+def test_the_catalog_makes_it_only_with_a_named_sandbox() -> None:
+    make = TOOLS["python"]
+    tool = make(sandbox="unsafe_subprocess", limits={"cpu_s": 2.0, "wall_s": 5.0})
+    assert tool.deadline_s > 5.0
+    with pytest.raises(ConfigError, match="Say which sandbox runs the model's code: sandbox='unsafe_subprocess'"):
+        make()
+    with pytest.raises(LookupError, match="unsafe_subprocess"):
+        make(sandbox="subprocess")
+    with pytest.raises(ConfigError, match=r"Unknown sandbox limit 'cpus'\. Did you mean 'cpu_s'"):
+        make(sandbox="unsafe_subprocess", limits={"cpus": 1})
+    with pytest.raises(ConfigError, match="cpu_s must be positive"):
+        make(sandbox="unsafe_subprocess", limits={"cpu_s": -1})
+
+
+@pytest.mark.parametrize("arguments", [{}, {"code": 5}, {"code": "1", "timeout": 1000}])
+def test_wrong_arguments_run_nothing(toolbox: Toolbox, sandbox: CountingSandbox, arguments: dict[str, Any]) -> None:
+    assert toolbox.call(ToolCall("python", arguments)).status is ToolStatus.INVALID_CALL
+    assert sandbox.sessions == []

@@ -1,0 +1,148 @@
+"""The search tool: a query in, numbered passages out."""
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from agentrl.errors import ConfigError, ToolError
+from agentrl.messages import JsonDict
+from agentrl.tools.arguments import InvalidArgumentsError
+from agentrl.tools.bm25 import SearchIndex, is_index_file
+from agentrl.tools.core import Tool
+from agentrl.tools.corpus import Document, Hit, load_corpus
+from agentrl.tools.http_retriever import HttpRetriever
+
+MAX_TOP_K = 10
+MAX_QUERY_CHARS = 1000
+MAX_PASSAGE_CHARS = 600
+
+
+class Retriever(Protocol):
+    """Anything that finds documents for a query."""
+
+    def retrieve(self, query: str, top_k: int) -> list[Hit]:
+        """At most `top_k` hits, best first.
+
+        Raises:
+            InfrastructureError: What lies behind cannot be reached.
+        """
+        ...
+
+
+class SearchTool(Tool):
+    """Searches with any retriever. It has no state: all episodes share one.
+
+    Args:
+        retriever: Where to search.
+        top_k: Passages shown if the model does not say how many.
+        deadline_s: Wall-clock limit of one call; None if the retriever never waits for anything, so that calls need no
+            thread of their own.
+
+    Raises:
+        ConfigError: `top_k` is out of range.
+    """
+
+    name = "search"
+    description = "Search a collection of documents. Returns the passages that match the query best."
+
+    def __init__(self, retriever: Retriever, *, top_k: int = 3, deadline_s: float | None = None) -> None:
+        if not 1 <= top_k <= MAX_TOP_K:
+            raise ConfigError(f"top_k must be from 1 to {MAX_TOP_K}, got {top_k!r}.")
+        self._retriever = retriever
+        self._top_k = top_k
+        self.inline = deadline_s is None
+        self.deadline_s = Tool.deadline_s if deadline_s is None else deadline_s
+        self.parameters: JsonDict = {
+            "type": "object",
+            "properties": {
+                "query": {"type": "string", "description": "What to look for: a few words or a question."},
+                "top_k": {"type": "integer", "description": f"Number of passages, {top_k} if not given."},
+            },
+            "required": ["query"],
+        }
+
+    def check(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Checks names, types and ranges."""
+        super().check(arguments)
+        problems = []
+        if len(arguments["query"]) > MAX_QUERY_CHARS:
+            problems.append(f"query has {len(arguments['query'])} characters; at most {MAX_QUERY_CHARS} are accepted")
+        if not 1 <= arguments.get("top_k", 1) <= MAX_TOP_K:
+            problems.append(f"top_k must be from 1 to {MAX_TOP_K}, got {arguments['top_k']}")
+        if problems:
+            raise InvalidArgumentsError(problems)
+        return arguments
+
+    def call(self, arguments: Mapping[str, Any]) -> str:
+        """Searches.
+
+        Raises:
+            ToolError: The query is empty.
+            InfrastructureError: The retriever cannot be reached.
+        """
+        query = arguments["query"]
+        if not query.strip():
+            raise ToolError("The query is empty: give a few words to search for.")
+        return format_passages(self._retriever.retrieve(query, arguments.get("top_k", self._top_k)))
+
+
+def format_passages(hits: Iterable[Hit]) -> str:
+    r"""Hits as the model sees them, one passage a line.
+
+    >>> format_passages([Hit(Document("7", "Bordeaux", "A port\ncity."), 1.0)])
+    '[1] Bordeaux: A port city.'
+    """
+    lines = []
+    for number, hit in enumerate(hits, 1):
+        title, text = (_one_line(part) for part in (hit.document.title, hit.document.text))
+        lines.append(f"[{number}] {_shorten(f'{title}: {text}' if title else text)}")
+    return "\n".join(lines) or "No passage matches the query."
+
+
+def local_search(corpus: Iterable[Document] | str | Path, *, top_k: int = 3) -> SearchTool:
+    """The search tool over a corpus on this machine, with BM25.
+
+    Args:
+        corpus: Documents, or the path of a corpus (see `load_corpus`) or of an index that `SearchIndex` wrote.
+        top_k: Passages shown if the model does not say how many.
+
+    Raises:
+        DataError: The corpus cannot be read.
+        ConfigError: `top_k` is out of range.
+    """
+    if not isinstance(corpus, str | Path):
+        index = SearchIndex(corpus)
+    elif is_index_file(corpus):
+        index = SearchIndex.load(corpus)
+    else:
+        index = SearchIndex(load_corpus(corpus))
+    return SearchTool(index, top_k=top_k)
+
+
+def http_search(url: str, *, top_k: int = 3, deadline_s: float = 20.0) -> SearchTool:
+    """The search tool over a retrieval server (see `HttpRetriever`).
+
+    Args:
+        url: Of the server, `http://host:port` or with the path of its end point.
+        top_k: Passages shown if the model does not say how many.
+        deadline_s: Longest time that one search may take, retries included.
+
+    Raises:
+        ConfigError: The URL, `top_k` or the deadline cannot be used.
+    """
+    # The retriever keeps the deadline itself, so that a server that is down is an infrastructure failure; the tool's
+    # own comes after it and would be held against the model.
+    return SearchTool(HttpRetriever(url, deadline_s=deadline_s), top_k=top_k, deadline_s=deadline_s + 10.0)
+
+
+def _one_line(text: str) -> str:
+    """White space made single spaces, control characters left out: what was found is other people's text."""
+    kept = (c for c in " ".join(text.split()) if unicodedata.category(c) not in ("Cc", "Cs"))
+    return "".join(kept)
+
+
+def _shorten(passage: str) -> str:
+    if len(passage) <= MAX_PASSAGE_CHARS:
+        return passage
+    return passage[: MAX_PASSAGE_CHARS - 4].rsplit(" ", 1)[0] + " ..."
