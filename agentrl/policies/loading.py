@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils.logging import disable_progress_bar
 
 from agentrl.chat.template import ChatFormat
 from agentrl.errors import ConfigError, MissingExtraError, PolicyError
 from agentrl.policies.transformers_engine import TransformersPolicy
+
+disable_progress_bar()  # weights load in a moment; a bar for it would stand between lines that matter
 
 EMBEDDED = "quickstart"
 """Name of the policy that ships in the package."""
@@ -139,8 +142,8 @@ def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, targets: Sequence
 def _not_loadable(name: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"Model {name!r} cannot be loaded: {reason} Give {EMBEDDED!r}, a folder with config.json and model.safetensors, "
-        "or a hub id that this machine can reach."
+        f"Model {name!r} cannot be loaded: {reason} Give {EMBEDDED!r}, a folder with config.json and "
+        "model.safetensors, or a hub id that this machine can reach."
     )
 
 
