@@ -21,7 +21,7 @@ from agentrl.tools.calculator import calculator
 from agentrl.tools.search import SearchTool
 
 _HOPS = {1: (1, 1), 2: (2, 2), 3: (3, 2, 1)}
-"""Documents to read for each fact of a question, by level. The longest first: fewest kinds of facts end a long chain."""
+"""Documents to read for each fact of a question, by level; the longest first, since few facts end a long chain."""
 
 
 @register("agentrl/DeepResearch-v0")
@@ -66,7 +66,7 @@ class DeepResearchEnv(ProceduralEnv):
 
     levels: ClassVar[range] = range(1, 4)
     max_turns = 16
-    system_prompt: ClassVar[str] = (
+    system_prompt = (
         "Find the facts with the search tool, one at a time, and calculate with the calculator. Give the final answer, "
         "a number, once, as in \\boxed{12.5}."
     )
@@ -107,7 +107,10 @@ class DeepResearchEnv(ProceduralEnv):
 def _generate(world: World, rng: np.random.Generator, level: int) -> Task:
     facts: list[Chain] = []
     for hops in _HOPS[level]:
-        facts.append(draw_chain(world, rng, hops, last={facts[0].fact} if facts else QUANTITIES))
+        fact = draw_chain(world, rng, hops, last={facts[0].fact} if facts else QUANTITIES)
+        while fact.path[-1] in {earlier.path[-1] for earlier in facts}:  # no number twice
+            fact = draw_chain(world, rng, hops, last={fact.fact})
+        facts.append(fact)
     order = rng.permutation(len(facts))
     question, term = _QUESTIONS[len(facts)](rng, [facts[i] for i in order])
     path = [title for i in order for title in facts[i].path]

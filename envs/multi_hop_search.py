@@ -56,7 +56,7 @@ class MultiHopSearchEnv(ProceduralEnv):
     """
 
     levels: ClassVar[range] = range(1, 5)
-    system_prompt: ClassVar[str] = (
+    system_prompt = (
         "Answer the question with the search tool. Search for one thing at a time. Give only the answer, as in "
         '"Answer: Paris".'
     )

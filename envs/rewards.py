@@ -4,7 +4,7 @@ import importlib
 import re
 import string
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -37,11 +37,19 @@ class AnswerReward:
         """Judges an episode."""
         return 0.0 if episode.answer is None else float(self.score(episode.answer, task.answer))
 
+    def check(self, gold: Any) -> None:
+        """Checks that a reference answer is one to judge by.
+
+        Raises:
+            DataError: It is not.
+        """
+        self.score("", gold)
+
 
 def exact_match(text: str, gold: Any) -> bool:
     """Whether the final answer is the reference answer: letter by letter, white space aside (see `clean_answer`)."""
     given = _one_spaced(extract_answer(text))
-    return any(given == _one_spaced(clean_answer(answer)) for answer in _texts(gold))
+    return given in [_one_spaced(clean_answer(answer)) for answer in _texts(gold)]
 
 
 def normalized_match(text: str, gold: Any) -> bool:
@@ -50,7 +58,7 @@ def normalized_match(text: str, gold: Any) -> bool:
     Not for numbers: it takes -3.5 for 35.
     """
     given = normalize(extract_answer(text))
-    return any(given == normalize(answer) for answer in _texts(gold))
+    return given in [normalize(answer) for answer in _texts(gold)]
 
 
 def numeric_match(text: str, gold: Any) -> bool:
@@ -70,10 +78,8 @@ def boxed_match(text: str, gold: Any) -> bool:
     A reference that is one number is compared as a number, anything else as text in which white space, `\left`,
     `\right`, `\,` and `\text{}` do not count.
     """
-    boxes = boxed_contents(text)
-    if not boxes:
-        return False
-    return any(_same_boxed(boxes[-1], answer) for answer in _texts(gold))
+    boxes, answers = boxed_contents(text), list(_texts(gold))
+    return bool(boxes) and any(_same_boxed(boxes[-1], answer) for answer in answers)
 
 
 def token_f1(text: str, gold: Any) -> float:
@@ -83,7 +89,7 @@ def token_f1(text: str, gold: Any) -> float:
     HotpotQA, "yes", "no" and "noanswer" count only as the whole answer.
     """
     given = normalize(extract_answer(text))
-    return max((_f1(given, normalize(answer)) for answer in _texts(gold)), default=0.0)
+    return max(_f1(given, normalize(answer)) for answer in _texts(gold))
 
 
 def normalize(text: str) -> str:
@@ -142,21 +148,28 @@ def _imported(path: str) -> RewardFunction:
     return function  # type: ignore[no-any-return]
 
 
-def _alternatives(gold: Any) -> Iterator[Any]:
-    """The answers of which any will do."""
-    yield from gold if isinstance(gold, list | tuple) else (gold,)
+def _alternatives(gold: Any) -> Sequence[Any]:
+    """The answers of which any will do.
+
+    Raises:
+        DataError: There is none.
+    """
+    answers = gold if isinstance(gold, list | tuple) else [gold]
+    if not answers or None in answers:
+        raise DataError("A reference answer is missing.")
+    return answers
 
 
-def _texts(gold: Any) -> Iterator[str]:
+def _texts(gold: Any) -> list[str]:
     """The same as texts.
 
     Raises:
-        DataError: There is none, or it is no text or number.
+        DataError: One is no text or number.
     """
     for answer in _alternatives(gold):
-        if answer is None or not isinstance(answer, str | int | float):
+        if not isinstance(answer, str | int | float):
             raise DataError(f"A text or a number was expected as the reference answer, got {answer!r}.")
-        yield str(answer)
+    return [str(answer) for answer in _alternatives(gold)]
 
 
 def _one_spaced(text: str) -> str:

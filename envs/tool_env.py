@@ -5,7 +5,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import gymnasium
 import numpy as np
@@ -50,11 +50,12 @@ class ToolEnv(gymnasium.Env[str, str]):
         render_mode: None or "ansi" (the transcript as text).
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012 - Gymnasium's own declaration
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - Gymnasium's own declaration
     tools: Sequence[Tool] = ()
     """Prototypes; every episode opens its own."""
     max_turns: int = 8
-    system_prompt: ClassVar[str] = ""
+    system_prompt: str = ""
+    """Instructions put before the task, unless it brings its own."""
 
     def __init__(self, *, split: str = "train", render_mode: str | None = None) -> None:
         if render_mode not in (None, "ansi"):
@@ -95,6 +96,24 @@ class ToolEnv(gymnasium.Env[str, str]):
             ConfigError: The environment has no oracle.
         """
         raise ConfigError(f"{type(self).__name__} defines no oracle; override oracle(task, episode).")
+
+    # The running episode ---------------------------------------------------------------------------------------------
+
+    @property
+    def task(self) -> Task:
+        """The task of the running or just finished episode.
+
+        Raises:
+            gymnasium.error.ResetNeeded: No episode was started.
+        """
+        if self._task is None:
+            raise gymnasium.error.ResetNeeded("No episode was started: call reset() first.")
+        return self._task
+
+    @property
+    def episode(self) -> Episode:
+        """The running or last episode; to look at, not to change."""
+        return self._episode
 
     # Gymnasium -------------------------------------------------------------------------------------------------------
 
@@ -227,11 +246,6 @@ class ToolEnv(gymnasium.Env[str, str]):
         return clone
 
     @property
-    def episode(self) -> Episode:
-        """The running or last episode; to look at, not to change."""
-        return self._episode
-
-    @property
     def inline(self) -> bool:
         """Whether no tool of this environment blocks, so that `step` may run in the scheduler's thread."""
         return all(tool.inline for tool in self.tools)
@@ -254,8 +268,9 @@ class ToolEnv(gymnasium.Env[str, str]):
     # Internals -------------------------------------------------------------------------------------------------------
 
     def _opening(self, task: Task) -> list[Message]:
-        opening = [msg.system(self.system_prompt)] if self.system_prompt else []
-        return [*opening, msg.user(task.prompt)] if isinstance(task.prompt, str) else [*opening, *task.prompt]
+        prompt = (msg.user(task.prompt),) if isinstance(task.prompt, str) else task.prompt
+        instructed = not self.system_prompt or prompt[0]["role"] == "system"
+        return list(prompt) if instructed else [msg.system(self.system_prompt), *prompt]
 
     def _running(self) -> tuple[Task, Toolbox]:
         if self._task is None or self._toolbox is None or self._episode.done:

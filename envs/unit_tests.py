@@ -60,6 +60,14 @@ class UnitTestReward:
             return 0.0
         return self.num_passed(solution_code(episode.answer), tests) / len(tests)
 
+    def check(self, gold: Any) -> None:
+        """Checks that a reference answer is one to judge by.
+
+        Raises:
+            DataError: It is not a list of tests.
+        """
+        read_tests(gold)
+
     def num_passed(self, code: str, tests: Iterable[UnitTest]) -> int:
         """How many tests a program passes; none if it fails by itself, none after one that had to be killed."""
         session = self._sandbox.open(limits=self._limits)

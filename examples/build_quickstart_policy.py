@@ -2,15 +2,17 @@
 
     python examples/build_quickstart_policy.py --out agentrl/policies/quickstart
 
-The demonstrator is careless on purpose: in half of its episodes it guesses a number instead of calling the calculator.
-The policy thus learns how to call a tool and how to answer, but not when to do which: that is left to reinforcement
-learning. Takes about ten minutes on two cores.
+First it imitates an agent that always calls the calculator, until it can copy numbers; then one that is careless: in
+half of its episodes it guesses a number instead. The policy thus knows how to call a tool and how to answer, but not
+when to do which: that is left to reinforcement learning. Takes about ten minutes on two cores.
 """
 
 import argparse
+import itertools
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +52,8 @@ TEMPLATE = r"""
         {%- for call in message.tool_calls or [] %}
             {%- set call = call.function or call %}
             {{- '\n' if message.content or not loop.first }}
-            {{- '<tool_call>\n{"name": "' + call.name + '", "arguments": ' + call.arguments | tojson + '}\n</tool_call>' }}
+            {{- '<tool_call>\n{"name": "' + call.name + '", "arguments": ' + call.arguments | tojson + '}' }}
+            {{- '\n</tool_call>' }}
         {%- endfor %}
         {{- '<|im_end|>\n' }}
     {%- elif message.role != 'system' %}
@@ -60,8 +63,8 @@ TEMPLATE = r"""
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}"""
 
 
-def careless(task: Task, episode: Episode, env: ToolEnv, rng: np.random.Generator, guess_rate: float) -> str:
-    """The oracle, except that in some episodes it guesses a number as long as the answer."""
+def act(task: Task, episode: Episode, *, env: ToolEnv, rng: np.random.Generator, guess_rate: float) -> str:
+    """The oracle's turn, except that in some episodes it guesses a number as long as the answer."""
     if not episode.calls and rng.random() < guess_rate:
         size = len("".join(filter(str.isdigit, str(task.answer))))
         return f"The answer is {rng.integers(10 ** (size - 1), 10**size)}."
@@ -130,25 +133,23 @@ def build_model(vocab_size: int, hidden_size: int, num_layers: int) -> LlamaForC
 
 
 def demonstrations(
-    env: ToolEnv, chat: ChatFormat, batch_size: int, guess_rate: float, seed: int
+    env: ToolEnv, chat: ChatFormat, *, batch_size: int, careful_steps: int, guess_rate: float, seed: int
 ) -> Iterator[list[Tree]]:
-    """Endless batches of careless demonstrations on training tasks."""
-    index = 0
-    while True:
-        batch = []
-        for _ in range(batch_size):
-            rng = generator(seed, "careless", index)
-            task = index % len(env.task_set())
-            batch.append(demonstrate(env, chat, task, lambda t, e, rng=rng: careless(t, e, env, rng, guess_rate)))
-            index += 1
-        yield batch
+    """Endless batches of demonstrations on training tasks, careless ones after `careful_steps` batches."""
+    num_tasks = len(env.task_set())
+    for step in itertools.count():
+        rate = 0.0 if step < careful_steps else guess_rate
+        indices = range(step * batch_size, (step + 1) * batch_size)
+        actors = [partial(act, env=env, rng=generator(seed, "careless", i), guess_rate=rate) for i in indices]
+        yield [demonstrate(env, chat, i % num_tasks, actor) for i, actor in zip(indices, actors, strict=True)]
 
 
 def main() -> None:
     """Builds and saves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("agentrl/policies/quickstart"))
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--careful-steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--guess-rate", type=float, default=0.5)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -175,7 +176,14 @@ def main() -> None:
         warmup_updates=50,
         schedule="linear",
     )
-    batches = demonstrations(env, chat, arguments.batch_size, arguments.guess_rate, arguments.seed)
+    batches = demonstrations(
+        env,
+        chat,
+        batch_size=arguments.batch_size,
+        careful_steps=arguments.careful_steps,
+        guess_rate=arguments.guess_rate,
+        seed=arguments.seed,
+    )
     start = time.monotonic()
     for step, loss in enumerate(fine_tune(model, batches, settings, steps=arguments.steps), 1):
         if step % 50 == 0 or step == arguments.steps:

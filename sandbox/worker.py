@@ -61,7 +61,7 @@ class _Cell:
     output_fd: int
     output: OutputBuffer
     before: Usage
-    begun: float = field(default_factory=monotonic)
+    begun: float
     checked: float = field(default_factory=monotonic)
     cpu_s: float = 0.0
     hung_up: bool = False
@@ -133,6 +133,8 @@ class Supervisor:
         self._orphans_cpu_s = 0.0
         read_fd, write_fd = os.pipe()
         os.set_blocking(read_fd, False)
+        begun = monotonic()
+        before = measure(descendants(os.getpid(), prune=self._forks))  # now, as the cell does not wait for us
         order = {"op": "run", "code": request["code"], "number": request["id"], "cpu_s": self._config["cpu_s"]}
         try:
             checkpoint = self._send_with_new_channel(order, [write_fd])
@@ -140,8 +142,7 @@ class Supervisor:
             return self._replace_interpreter()
         finally:
             os.close(write_fd)
-        before = measure(self._pids_of_cell(checkpoint))
-        cell = _Cell(checkpoint, read_fd, OutputBuffer(self._config["output_bytes"]), before)
+        cell = _Cell(checkpoint, read_fd, OutputBuffer(self._config["output_bytes"]), before, begun)
         try:
             end = self._watch(cell, request["id"])
             self._clean_up(cell, keep=self._interpreter if end.done else checkpoint)
@@ -209,7 +210,7 @@ class Supervisor:
         if monotonic() - cell.begun > self._config["wall_s"]:
             return "wall"
         self._reap()
-        pids = self._pids_of_cell(cell.checkpoint)
+        pids = descendants(os.getpid(), prune=[cell.checkpoint.pid, *self._forks])
         usage = measure(pids)
         cell.cpu_s = usage.cpu_s - cell.before.cpu_s + self._orphans_cpu_s
         memory = self._config["memory_mb"] * (1 << 20)
@@ -292,9 +293,6 @@ class Supervisor:
             return str(self._interpreter.channel.receive(_ANSWER_S)[0]["error"])
         except _CONNECTION_ERRORS:
             return "the interpreter has ended"
-
-    def _pids_of_cell(self, checkpoint: _Copy) -> list[int]:
-        return descendants(os.getpid(), prune=[checkpoint.pid, *self._forks])
 
     def _is_gone(self, pid: int) -> bool:
         self._reap()

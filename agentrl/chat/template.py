@@ -175,7 +175,7 @@ class ChatFormat:
         self, messages: Sequence[Message], tools: Sequence[JsonDict], *, generation_prompt: bool = False
     ) -> str:
         if not self.native_tools:
-            messages, tools = _without_tools(messages, tools), ()
+            messages, tools = without_tools(messages, tools), ()
         return self._apply(messages, tools, generation_prompt=generation_prompt)
 
     def _apply(self, messages: Sequence[Message], tools: Sequence[JsonDict], *, generation_prompt: bool = False) -> str:
@@ -204,8 +204,16 @@ class ChatFormat:
         return str(self.tokenizer.decode([token], skip_special_tokens=False))
 
 
-def _without_tools(messages: Sequence[Message], tools: Sequence[JsonDict]) -> list[Message]:
-    """The same conversation for a template that knows no tools: schemas in the system text, results as user turns."""
+def without_tools(messages: Sequence[Message], tools: Sequence[JsonDict]) -> list[Message]:
+    """The same conversation for a template or server that knows no tools: schemas in the system text, results as turns.
+
+    Args:
+        messages: A conversation, or the messages that are new in one.
+        tools: Schemas to describe; none where they have been described before.
+
+    Returns:
+        Messages of the roles system, user and assistant only.
+    """
     adapted: list[Message] = []
     for message in messages:
         if message["role"] == "tool":

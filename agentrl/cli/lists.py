@@ -49,7 +49,7 @@ def list_environments() -> Listing:
         if env_id.startswith("agentrl/"):
             creator = gymnasium.spec(env_id).entry_point
             cls = load_env_creator(creator) if isinstance(creator, str) else creator
-            rows.append((env_id, _tools_of(partial(make, env_id)), _first_line(inspect.getdoc(cls) or "")))
+            rows.append((env_id, _tools_of(partial(make, env_id)), _first_line(cls.__doc__ or "")))
     return Listing(("id", "tools", "what the agent does"), tuple(rows))
 
 

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 from agentrl import __version__
 from agentrl.errors import AgentRLError
 
-USER_ERROR, INTERRUPTED = 2, 130
+NOTHING_MEASURED, USER_ERROR, INTERRUPTED = 1, 2, 130
 """Exit statuses; 130 is what a shell gives a program that Ctrl-C ended."""
 
 
@@ -93,6 +93,105 @@ def algorithms_command() -> None:
     from agentrl.cli.lists import list_algorithms, print_listing
 
     print_listing(list_algorithms())
+
+
+@app.command("train")
+def train_command(
+    config: Annotated[Path, typer.Argument(help="YAML file; with --resume, also the folder of a run.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, such as optimizer.learning_rate=1e-4."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run after its latest checkpoint.")] = False,
+) -> None:
+    """Train an agent and measure held-out success before and after."""
+    from agentrl.cli.train import run_training
+
+    run_training(config, overrides or [], resume=resume)
+
+
+@app.command("eval")
+def eval_command(
+    model: Annotated[
+        str, typer.Argument(help="quickstart, a model or run folder, a hub id, or a served model's name.")
+    ],
+    env: Annotated[str | None, typer.Option(help="Environment; by default the one a run was trained in.")] = None,
+    env_arg: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Argument of the environment; may be repeated.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Which tasks.")] = "test",
+    tasks: Annotated[int, typer.Option(min=1, help="Number of tasks.")] = 200,
+    attempts: Annotated[int, typer.Option(min=1, help="Episodes per task.")] = 1,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature; 1 by default.")] = None,
+    top_p: Annotated[float, typer.Option(help="Keep the most probable tokens up to this sum.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Keep this many tokens; 0 keeps all.")] = 0,
+    greedy: Annotated[bool, typer.Option("--greedy", help="Always the most probable token.")] = False,
+    seed: Annotated[int, typer.Option(help="Of sampling.")] = 0,
+    max_turn_tokens: Annotated[int | None, typer.Option(min=1, help="Token limit of a turn.")] = None,
+    max_episode_tokens: Annotated[int | None, typer.Option(min=1, help="Token limit of an episode.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda ...; CUDA by default where there is one.")] = None,
+    base_url: Annotated[
+        str | None, typer.Option(help="OpenAI-compatible server that has the model, such as http://localhost:8000/v1.")
+    ] = None,
+    api_key_env: Annotated[
+        str, typer.Option(metavar="NAME", help="Environment variable with the server's key.")
+    ] = "OPENAI_API_KEY",
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Episodes at a time; 16 for a server.")] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report as JSON.")] = None,
+) -> None:
+    """Measure a model's success rate in an environment."""
+    from agentrl.cli.evaluate import EvalOptions, chosen_sampling, evaluate_model
+
+    report = evaluate_model(
+        EvalOptions(
+            model=model,
+            env=env,
+            env_arguments=env_arg or (),
+            split=split,
+            num_tasks=tasks,
+            attempts=attempts,
+            sampling=chosen_sampling(temperature, top_p, top_k, greedy=greedy),
+            seed=seed,
+            base_url=base_url,
+            api_key_env=api_key_env,
+            concurrency=concurrency,
+            device=device,
+            max_turn_tokens=max_turn_tokens,
+            max_episode_tokens=max_episode_tokens,
+            json_path=json,
+        )
+    )
+    if report.success is None:
+        raise typer.Exit(NOTHING_MEASURED)
+
+
+@app.command("compare")
+def compare_command(
+    first: Annotated[Path, typer.Argument(help="Report that `agentrl eval --json` wrote.")],
+    second: Annotated[Path, typer.Argument(help="Another one, on the same tasks.")],
+) -> None:
+    """Compare two evaluations task by task."""
+    from agentrl.cli.evaluate import compare_reports
+
+    compare_reports(first, second)
+
+
+@app.command("play")
+def play_command(
+    env: Annotated[str, typer.Argument(help="Environment, as `agentrl envs` lists them.")],
+    task: Annotated[int | None, typer.Option(min=0, help="Number of the task; by default a random one.")] = None,
+    split: Annotated[str, typer.Option(help="Which tasks.")] = "test",
+    env_arg: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Argument of the environment; may be repeated.")
+    ] = None,
+    oracle: Annotated[bool, typer.Option("--oracle", help="Let the environment's own solution play.")] = False,
+) -> None:
+    """Play an episode yourself, with the tools that a model would have."""
+    from agentrl.cli.env_arguments import parse_env_arguments
+    from agentrl.cli.play import play
+    from agentrl.envs import make
+
+    play(make(env, **{"split": split, **parse_env_arguments(env_arg or ())}), task=task, oracle=oracle)
 
 
 @app.command("show")

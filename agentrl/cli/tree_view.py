@@ -76,9 +76,9 @@ def _segment_lines(segment: Segment, decode: Decode) -> Iterator[Text]:
         length = len(list(run))
         span = range(position, position + length)
         if sampled:
-            text = Text.assemble(*((_printable(pieces[i]), _style(segment.entropies[i])) for i in span))
+            text = Text.assemble(*((printable(pieces[i]), _style(segment.entropies[i])) for i in span))
         else:
-            text = Text(_printable(decode(segment.token_ids[span.start : span.stop])), GIVEN)
+            text = Text(printable(decode(segment.token_ids[span.start : span.stop])), GIVEN)
         for line in text.split("\n", allow_blank=True):
             yield Text.assemble(("> " if sampled else "| ", "cyan"), line)
         position += length
@@ -93,14 +93,14 @@ def _heading(segment: Segment, decode: Decode) -> str:
     if sampled:
         peak = max(sampled, key=lambda i: segment.entropies[i])
         mean = sum(segment.entropies[i] for i in sampled) / len(sampled)
-        token = _printable(decode([segment.token_ids[peak]])).replace("\n", "\\n")
+        token = printable(decode([segment.token_ids[peak]])).replace("\n", "\\n")
         heading += f', entropy mean {mean:.2f}, max {segment.entropies[peak]:.2f} at "{token}"'
     return heading
 
 
 def _leaf_line(leaf: Leaf) -> Text:
     if not leaf.valid:
-        return Text(f"= invalid, not counted: {_printable(leaf.error or 'unknown failure')}", "red")
+        return Text(f"= invalid, not counted: {printable(leaf.error or 'unknown failure')}", "red")
     tools = ", ".join(
         f"{name} {count}" + (f" ({leaf.tool_errors[name]} failed)" if leaf.tool_errors.get(name) else "")
         for name, count in leaf.tool_calls.items()
@@ -123,6 +123,6 @@ def _indented(line: Text, depth: int) -> Text:
     return Text.assemble("    " * depth, line)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
     """Without control characters, with which a model or tool could steer the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)

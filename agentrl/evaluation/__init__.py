@@ -1,7 +1,7 @@
 """Success rates with intervals, comparisons and reports."""
 
 from agentrl.evaluation.curves import plot_curves
-from agentrl.evaluation.evaluate import evaluate
+from agentrl.evaluation.evaluate import describe_tasks, evaluate
 from agentrl.evaluation.render import format_comparison, format_report, print_report
 from agentrl.evaluation.report import EvaluationReport, compare, read_report, summarize
 from agentrl.evaluation.statistics import (
@@ -22,6 +22,7 @@ __all__ = [
     "PairedDifference",
     "Tally",
     "compare",
+    "describe_tasks",
     "evaluate",
     "format_comparison",
     "format_report",

@@ -1,16 +1,34 @@
 """Measuring a policy: episodes on held-out tasks, and what came of them."""
 
 from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import gymnasium
 
 from agentrl.evaluation.report import EvaluationReport, summarize
 from agentrl.policies.core import Sampling
-from agentrl.rollout.collector import Collector
 from agentrl.rollout.plan import GroupPlan
 from agentrl.trajectory import Tree
 
 
+class EpisodeSource(Protocol):
+    """What plays episodes: a `Collector`, or an `EndpointCollector` for a served model."""
+
+    def collect(
+        self,
+        tasks: Sequence[int],
+        plan: GroupPlan,
+        *,
+        seed: int,
+        sampling: Sampling | None = None,
+        on_tree: Callable[[Tree], None] | None = None,
+    ) -> list[Tree]:
+        """One tree per task, in the order of `tasks`."""
+        ...
+
+
 def evaluate(
-    collector: Collector,
+    collector: EpisodeSource,
     tasks: Sequence[int],
     *,
     environment: str,
@@ -39,3 +57,19 @@ def evaluate(
     trees = collector.collect(tasks, GroupPlan(size=attempts), seed=seed, sampling=sampling, on_tree=on_tree)
     settings = {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k, "seed": seed}
     return summarize(trees, environment=environment, policy=policy, settings=settings), trees
+
+
+def describe_tasks(env: gymnasium.Env[Any, Any]) -> str:
+    """Names the tasks of an environment: its id, its split, and the arguments that it was made with.
+
+    Reports can be compared if this is the same.
+
+    Example:
+        "agentrl/Arithmetic-v0 test level=2"
+    """
+    if env.spec is None:
+        return type(env.unwrapped).__name__
+    arguments = dict(env.spec.kwargs)
+    split = arguments.pop("split", None)
+    named = [f"{key}={value!r}" for key, value in sorted(arguments.items())]
+    return " ".join([env.spec.id, *([str(split)] if split else []), *named])

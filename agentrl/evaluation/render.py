@@ -77,7 +77,11 @@ def _rows(report: EvaluationReport) -> Iterator[tuple[str, str]]:
     if report.mean_reward is not None:
         yield "reward", f"{report.mean_reward:.3f} per episode"
         yield "turns", f"{report.mean_turns:.2f} per episode"
-        yield "tokens", f"{report.mean_sampled_tokens:.1f} sampled per episode"
+        tokens = report.mean_sampled_tokens
+        yield (
+            "tokens",
+            "unknown: the server did not count them" if tokens is None else f"{tokens:.1f} sampled per episode",
+        )
     yield from _tool_rows(report)
     yield "ended", ", ".join(f"{reason} {count}" for reason, count in report.stop_reasons.items())
     for episode in report.invalid_episodes[:MAX_LISTED]:

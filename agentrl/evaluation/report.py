@@ -88,7 +88,7 @@ class EvaluationReport:
     mean_reward: float | None
     mean_turns: float | None
     mean_sampled_tokens: float | None
-    """Tokens per episode that the policy sampled."""
+    """Tokens per episode that the policy sampled; None also where a served model's tokens were not counted."""
     tools: Mapping[str, ToolUse]
     stop_reasons: Mapping[StopReason, int]
     """Episodes per reason, invalid ones included."""
@@ -188,7 +188,7 @@ def summarize(
         pass_at_k=_pass_at_every_k(tallies, confidence),
         mean_reward=_mean([leaf.reward for leaf in valid]),
         mean_turns=_mean([leaf.num_turns for leaf in valid]),
-        mean_sampled_tokens=_mean([_sampled_tokens(tree, leaf) for tree in trees for leaf in tree.valid_leaves]),
+        mean_sampled_tokens=_mean_sampled_tokens(trees),
         tools=_tool_use(valid),
         stop_reasons={
             reason: count for reason in StopReason if (count := sum(x.stop_reason is reason for x in leaves))
@@ -246,8 +246,17 @@ def _tool_use(leaves: Sequence[Leaf]) -> dict[str, ToolUse]:
     return {name: ToolUse(calls[name], errors[name]) for name in sorted(calls)}
 
 
-def _sampled_tokens(tree: Tree, leaf: Leaf) -> int:
-    return sum(sum(segment.action_mask) for segment in tree.path(leaf.segment))
+def _mean_sampled_tokens(trees: Sequence[Tree]) -> float | None:
+    counts = [_sampled_tokens(tree, number) for tree in trees for number, leaf in enumerate(tree.leaves) if leaf.valid]
+    known = [count for count in counts if count is not None]
+    return _mean(known) if len(known) == len(counts) else None
+
+
+def _sampled_tokens(tree: Tree, number: int) -> int | None:
+    counted: Sequence[int | None] | None = tree.metadata.get("sampled_tokens")  # of a served model (`rollout.endpoint`)
+    if counted is not None:
+        return counted[number]
+    return sum(sum(segment.action_mask) for segment in tree.path(tree.leaves[number].segment))
 
 
 def _mean(values: Sequence[float]) -> float | None:

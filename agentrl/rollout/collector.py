@@ -198,7 +198,7 @@ class Collector:
         try:
             outcome = outcome_of()
         except InfrastructureError as error:
-            self._finish(group, track, invalid_leaf(track, error))
+            self._finish(group, track, invalid_leaf(error, track.segment, track.turn, fork_of=track.fork_of))
             return
         track.rewards.append(outcome.reward)
         track.turn += 1

@@ -113,16 +113,23 @@ def finished_leaf(outcome: TurnOutcome, segment: int, rewards: Sequence[float], 
     )
 
 
-def invalid_leaf(track: Track, error: Exception) -> Leaf:
-    """The leaf of a trajectory that infrastructure ended."""
+def invalid_leaf(error: Exception, segment: int, num_turns: int, *, fork_of: int | None = None) -> Leaf:
+    """The leaf of a trajectory that infrastructure ended.
+
+    Args:
+        error: What failed.
+        segment: Its last segment.
+        num_turns: Turns before that.
+        fork_of: Where it left its parent's path.
+    """
     return Leaf(
-        segment=track.segment,
+        segment=segment,
         stop_reason=StopReason.INVALID,
         reward=0.0,
         success=False,
-        num_turns=track.turn,
+        num_turns=num_turns,
         error=f"{type(error).__name__}: {error}",
-        fork_of=track.fork_of,
+        fork_of=fork_of,
     )
 
 

@@ -63,7 +63,7 @@ HUNGRY_CHILDREN = """
 import os, time
 for _ in range(4):
     if not os.fork():
-        block = bytearray(os.urandom(1) * 100_000_000)
+        block = b"x" * 80_000_000
         time.sleep(60)
 time.sleep(60)
 """

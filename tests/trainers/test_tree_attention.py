@@ -91,14 +91,16 @@ def test_blocks_survive_gradient_checkpointing(block_calls: list[int]) -> None:
     assert_same_gradients(given, expected, relative=1e-6)
 
 
-def test_blocks_are_used_where_they_save_work(block_calls: list[int]) -> None:
+def test_blocks_are_used_where_they_save_work(block_calls: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree_attention, "_BLOCK_TOKENS", 64)
     scorer = TokenScorer(tiny_model())
     scorer.score([agent_tree(samples=1)])  # one chain: the model's own causal attention
+    # Blocks of 50 and 50 + 5 + 5 queries: 50 * 50 + 60 * 110 = 9100 scores of 110 * 110 = 12100 are not worth it.
+    scorer.score([agent_tree(prompt=100, samples=2, turn=1)])
     assert block_calls == []
-    scorer.score([agent_tree(prompt=100, samples=2, turn=1)])  # nearly a chain: 0.6 of the scores are visible
-    assert block_calls == []
+    # Blocks of 10 + 19 + 19, 57 and 57: 48 * 48 + 2 * 57 * (10 + 57) = 9942 scores of 162 * 162 = 26244 are.
     scorer.score([agent_tree(prompt=10, samples=8, turn=8)])
-    assert sum(block_calls) == 2 * (10 + 8 * 19)
+    assert block_calls == [48, 57, 57] * 2  # in each of two layers
 
 
 def test_blocks_are_forgotten_with_their_mask(block_calls: list[int]) -> None:
