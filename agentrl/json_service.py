@@ -39,10 +39,11 @@ class RefusedError(InfrastructureError):
 class _TryAgainError(Exception):
     """An attempt failed in a way that may pass."""
 
-    def __init__(self, reason: str, pause_s: float | None = None) -> None:
+    def __init__(self, reason: str, pause_s: float | None = None, *, connected: bool = True) -> None:
         super().__init__(reason)
         self.pause_s = pause_s
         """How long the server asked to wait."""
+        self.connected = connected
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +59,8 @@ class Patience:
     """A server that is silent for longer than this is asked again."""
     deadline_s: float = 20.0
     """Longest time that one answer may take, all attempts and pauses included."""
+    max_connects: int = 8
+    """Attempts at reaching a server that does not take connections, which take about half a minute."""
 
     def __post_init__(self) -> None:
         for name in ("connect_s", "read_s", "deadline_s"):
@@ -103,8 +106,12 @@ class JsonService:
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
 
-    def post(self, body: Mapping[str, Any]) -> Any:
+    def post(self, body: Mapping[str, Any], *, max_connects: int | None = None) -> Any:
         """The decoded answer to one request.
+
+        Args:
+            body: Encoded as JSON.
+            max_connects: Other than that of `patience`.
 
         Raises:
             RefusedError: The server answered with a status that says no.
@@ -113,18 +120,19 @@ class JsonService:
         """
         ends_at = time.monotonic() + self._patience.deadline_s
         pause_s = FIRST_PAUSE_S
-        num_attempts = 0
+        num_attempts = num_failed_connects = 0
         while True:
             num_attempts += 1
             try:
                 return self._attempt(body, ends_at)
             except _TryAgainError as error:
                 wait_s = error.pause_s if error.pause_s is not None else pause_s * _jitter.uniform(0.5, 1.5)
-                if time.monotonic() + wait_s >= ends_at:
+                num_failed_connects += not error.connected
+                unreachable = num_failed_connects >= (max_connects or self._patience.max_connects)
+                if unreachable or time.monotonic() + wait_s >= ends_at:
                     times = "once" if num_attempts == 1 else f"{num_attempts} times"
-                    raise InfrastructureError(
-                        f"{self.name} failed: {error} (tried {times} in {self._patience.deadline_s:g} s)."
-                    ) from error
+                    limit = "" if unreachable else f" in {self._patience.deadline_s:g} s"
+                    raise InfrastructureError(f"{self.name} failed: {error} (tried {times}{limit}).") from error
                 time.sleep(wait_s)
                 pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
@@ -135,7 +143,8 @@ class JsonService:
             with self._connected().stream("POST", self.url, json=body, timeout=timeout) as response:
                 data = self._read(response, ends_at)
         except (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError) as error:
-            raise _TryAgainError(f"{type(error).__name__} {error}".strip()) from error
+            connected = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
+            raise _TryAgainError(f"{type(error).__name__} {error}".strip(), connected=connected) from error
         except httpx.HTTPError as error:
             raise InfrastructureError(f"{self.name} cannot be asked: {error}.") from error
         if response.is_success:

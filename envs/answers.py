@@ -22,7 +22,7 @@ _NUMBER = re.compile(
     rf"(?<![\w.])(?P<sign>(?<![)\]}}])[-+\N{{MINUS SIGN}}])?\$?(?P<body>{_BODY})(?:[eE](?P<exponent>[-+]?\d+))?"
     rf"(?:\s*/\s*(?P<divisor>{_BODY}))?(?P<percent>\s*\\?%|\s+percent\b)?"
 )
-_FRACTION = re.compile(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+_FRACTION = re.compile(r"(?P<before>\w)?\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
 _THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|\\,|\\!)(?=\d)")
 _MAX_DIGITS = 400
 """A number with more digits, or a larger exponent, is read as none: exact arithmetic with it could take for ever."""
@@ -127,7 +127,7 @@ def last_number(text: str) -> Quantity | None:
     >>> last_number("1,234.50 euros"), last_number("It fell by 3/8 percent")
     (Quantity(value=Fraction(2469, 2), percent=False), Quantity(value=Fraction(3, 800), percent=True))
     """
-    plain = _FRACTION.sub(r" \1/\2", _THOUSANDS.sub(",", text))
+    plain = _FRACTION.sub(_slashed, _THOUSANDS.sub(",", text))
     matches = reversed(list(_NUMBER.finditer(plain)))
     return next((quantity for match in matches if (quantity := _read(match)) is not None), None)
 
@@ -143,6 +143,11 @@ def reference_number(gold: Any) -> Quantity:
         if quantity is not None:
             return quantity
     raise DataError(f"A number was expected as the reference answer, got {gold!r}.")
+
+
+def _slashed(match: re.Match[str]) -> str:
+    r"""`\frac{3}{8}` as 3/8; apart from a digit before it, but not from a sign."""
+    return f"{match['before'] + ' ' if match['before'] else ''}{match[2]}/{match[3]}"
 
 
 def _read(match: re.Match[str]) -> Quantity | None:

@@ -77,12 +77,12 @@ def _digit_sum(rng: Rng) -> CodeTask:
 
 def _letters(rng: Rng) -> CodeTask:
     words = _words(rng, _int(rng, 30, 45))
-    letter = _one_of(rng, "aelnrt")
+    letters = "".join(sorted(rng.choice(list("acdeilnorst"), 4, replace=False)))
+    counts = Counter("".join(words))
     text = " ".join(words)
-    question = f'How often does the letter "{letter}" occur in this text?\n{text}'
-    return CodeTask(
-        question, sum(word.count(letter) for word in words), (f"text = {text!r}", f"text.count({letter!r})")
-    )
+    question = f"How many letters of this text are one of {', '.join(letters)}?\n{text}"
+    cells = (f"text = {text!r}", f"sum(letter in {letters!r} for letter in text)")
+    return CodeTask(question, sum(counts[letter] for letter in letters), cells)
 
 
 def _backwards(rng: Rng) -> CodeTask:

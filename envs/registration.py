@@ -57,4 +57,5 @@ def make(env_id: str, **arguments: Any) -> gymnasium.Env[str, str]:
     except ModuleNotFoundError as error:
         raise UnknownNameError(f"Environment {env_id!r} names a module that cannot be imported: {error}.") from error
     except TypeError as error:
-        raise ConfigError(f"Environment {env_id!r} refuses its arguments {arguments}: {error}.") from error
+        reason = str(error).partition(" was raised from the environment creator")[0]
+        raise ConfigError(f"Environment {env_id!r} refuses its arguments {arguments}: {reason}.") from error

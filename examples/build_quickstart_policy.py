@@ -3,7 +3,7 @@
     python examples/build_quickstart_policy.py --out agentrl/policies/quickstart
 
 First it imitates an agent that always calls the calculator, until it can copy numbers; then one that is careless: in
-half of its episodes it guesses a number instead. The policy thus knows how to call a tool and how to answer, but not
+six of ten episodes it guesses a number instead. The policy thus knows how to call a tool and how to answer, but not
 when to do which: that is left to reinforcement learning. Takes about ten minutes on two cores.
 """
 
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=900)
     parser.add_argument("--careful-steps", type=int, default=600)
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--guess-rate", type=float, default=0.5)
+    parser.add_argument("--guess-rate", type=float, default=0.6)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--hidden-size", type=int, default=128)
     parser.add_argument("--num-layers", type=int, default=4)

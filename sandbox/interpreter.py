@@ -22,7 +22,7 @@ from agentrl.sandbox.launch import worker_command, worker_environment
 from agentrl.sandbox.open_files import find_obstacle, split_files
 from agentrl.sandbox.process_tree import kill_group
 
-_OOM_SCORE = "800"  # when memory runs out, the kernel shall take this process and not the trainer
+_OOM_SCORE = 800  # when memory runs out, the kernel shall take this process and not the trainer
 
 
 class Interpreter:
@@ -46,8 +46,7 @@ class Interpreter:
         enter_directory(self._config["root"])
         sys.path.insert(0, "")  # a cell can import a file that it wrote
         sys.argv = [""]
-        with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-            file.write(_OOM_SCORE)
+        _set_oom_score(_OOM_SCORE)
         mb = 1 << 20
         for kind, value in (
             (resource.RLIMIT_AS, self._config["memory_mb"] * mb),
@@ -88,7 +87,7 @@ class Interpreter:
         elif message["op"] == "resume":
             self._group_to_kill = None
         elif message["op"] == "clone":
-            obstacle = find_obstacle({self._channel.fileno(), *fds})
+            obstacle = self._find_obstacle({self._channel.fileno(), *fds})
             if obstacle is not None:
                 os.close(fds[0])
                 self._channel.send({"op": "failed", "error": obstacle})
@@ -96,6 +95,12 @@ class Interpreter:
                 self._group_to_kill = None
         elif message["op"] == "move":
             self._move(message["root"], fds[0])
+
+    def _find_obstacle(self, own_fds: set[int]) -> str | None:
+        try:
+            return find_obstacle(own_fds)
+        except Exception as error:  # a cell may have put anything in the place of a standard module
+            return f"its state cannot be examined ({error})"
 
     def _run(self, message: dict[str, Any], output_fd: int) -> None:
         pid = os.getpid()
@@ -184,6 +189,7 @@ def become_supervisor(host_fd: int, interpreter_fd: int, interpreter_pid: int) -
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
+    _set_oom_score(0)
     for fd in (host_fd, interpreter_fd):
         os.set_inheritable(fd, True)
     command = worker_command(host_fd, interpreter_fd, interpreter_pid)
@@ -211,11 +217,17 @@ def _cpu_s() -> float:
 
 def _random_state() -> Any:
     """State of the module `random`, which reseeds itself in forked processes; a checkpoint must not."""
-    random: Any = sys.modules.get("random")
-    return None if random is None else random.getstate()
+    with suppress(Exception):  # a file random.py of the session may have taken its place
+        return sys.modules["random"].getstate()
+    return None
 
 
 def _restore_random_state(state: Any) -> None:
     if state is not None:
-        random: Any = sys.modules["random"]
-        random.setstate(state)
+        with suppress(Exception):
+            sys.modules["random"].setstate(state)
+
+
+def _set_oom_score(score: int) -> None:
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+        file.write(str(score))

@@ -139,6 +139,7 @@ class Supervisor:
         try:
             checkpoint = self._send_with_new_channel(order, [write_fd])
         except _CONNECTION_ERRORS:
+            os.close(read_fd)
             return self._replace_interpreter()
         finally:
             os.close(write_fd)

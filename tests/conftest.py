@@ -4,8 +4,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+settings.register_profile("agentrl", deadline=None)  # a busy machine must not fail a test
+settings.load_profile("agentrl")
 
 CHATML = r"""
 {%- set system = messages[0].content if messages[0].role == 'system' else '' %}

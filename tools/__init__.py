@@ -9,7 +9,6 @@ from agentrl.tools.catalog import TOOLS
 from agentrl.tools.core import Tool, ToolResult, ToolStatus
 from agentrl.tools.corpus import Document, Hit, load_corpus
 from agentrl.tools.function import FunctionTool, tool
-from agentrl.tools.http_retriever import HttpRetriever
 from agentrl.tools.interpreter import InterpreterTool
 from agentrl.tools.search import Retriever, SearchTool, http_search, local_search
 from agentrl.tools.stateful import StatefulTool
@@ -21,7 +20,6 @@ __all__ = [
     "Document",
     "FunctionTool",
     "Hit",
-    "HttpRetriever",
     "InterpreterTool",
     "InvalidArgumentsError",
     "Retriever",

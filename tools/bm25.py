@@ -1,4 +1,4 @@
-"""Full-text search with BM25 in SQLite FTS5, which is part of Python: 100,000 passages in 4 s, 2 ms a query."""
+"""Full-text search with BM25 in SQLite FTS5, which is part of Python."""
 
 import itertools
 import os
@@ -14,6 +14,7 @@ from agentrl.tools.corpus import Document, Hit
 
 MAX_WORDS = 64
 """Words of a query that are looked up; the rest is ignored."""
+_MAX_REMEMBERED = 100_000
 _WORD = re.compile(r"[^\W_]+")
 _MAGIC = b"SQLite format 3\0"
 _APPLICATION_ID = 0x61726C73
@@ -24,8 +25,9 @@ class SearchIndex:
     """An index over documents, in memory or in a file; it never changes after it was built.
 
     The score is that of SQLite's `bm25()`: Okapi BM25 (Robertson and Zaragoza, 2009, equation 3.15) with k1 = 1.2 and
-    b = 0.75 over title and text together, words reduced to their stems (Porter, 1980), and the weight of a word that is
-    in more than half of the documents set to almost nothing. Equal scores are ordered by document id.
+    b = 0.75 over title and text together, with words reduced to their stems (Porter, 1980). A word that is in half of
+    the documents or more, whose weight would be zero or negative, weighs a millionth, and is looked up only where the
+    other words find too little. Equal scores are ordered by document id.
 
     Several threads may search at once. A copy is the index itself; pickling carries the path, or the documents of an
     index in memory.
@@ -45,8 +47,9 @@ class SearchIndex:
         _check_ids(ordered)
         self.path = None if path is None else Path(path)
         if self.path is None:
-            self._connect(sqlite3.connect(":memory:", check_same_thread=False))
-            _fill(self._connection, ordered)
+            connection = sqlite3.connect(":memory:", check_same_thread=False)
+            _fill(connection, ordered)
+            self._connect(connection)
         else:
             _write(self.path, ordered)
             self._connect(_open(self.path))
@@ -64,8 +67,7 @@ class SearchIndex:
         return index
 
     def __len__(self) -> int:
-        with self._lock:
-            return int(self._connection.execute("SELECT count(*) FROM documents").fetchone()[0])
+        return int(self._num_documents)
 
     def search(self, query: str, top_k: int) -> list[Hit]:
         """The documents that match any word of the query best.
@@ -80,12 +82,9 @@ class SearchIndex:
         words = list(dict.fromkeys(word.lower() for word in _WORD.findall(query)))[:MAX_WORDS]
         if not words or top_k < 1:
             return []
-        pattern = " OR ".join(f'"{word}"' for word in words)
-        ranked = "SELECT rowid, bm25(passages) AS score FROM passages WHERE passages MATCH ? ORDER BY 2, 1 LIMIT ?"
-        joined = f"SELECT id, title, text, score FROM ({ranked}) AS best JOIN documents ON number = best.rowid"
-        with self._lock:
-            rows = self._connection.execute(f"{joined} ORDER BY score, number", (pattern, top_k)).fetchall()
-        return [Hit(Document(id, title, text), -score) for id, title, text, score in rows]
+        telling = [word for word in words if not self._is_common(word)]
+        hits = self._best(telling, top_k)
+        return hits if len(hits) == top_k or len(telling) == len(words) else self._best(words, top_k)
 
     def retrieve(self, query: str, top_k: int) -> list[Hit]:
         """The same as `search`: an index is a retriever."""
@@ -100,6 +99,33 @@ class SearchIndex:
     def _connect(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._lock = threading.Lock()
+        self._common_words: dict[str, bool] = {}
+        (self._num_documents,) = connection.execute("SELECT count(*) FROM documents").fetchone()
+
+    def _best(self, words: Sequence[str], top_k: int) -> list[Hit]:
+        if not words:
+            return []
+        pattern = " OR ".join(f'"{word}"' for word in words)
+        ranked = "SELECT rowid, bm25(passages) AS score FROM passages WHERE passages MATCH ? ORDER BY 2, 1 LIMIT ?"
+        joined = f"SELECT id, title, text, score FROM ({ranked}) AS best JOIN documents ON number = best.rowid"
+        with self._lock:
+            rows = self._connection.execute(f"{joined} ORDER BY score, number", (pattern, top_k)).fetchall()
+        return [Hit(Document(id, title, text), -score) for id, title, text, score in rows]
+
+    def _is_common(self, word: str) -> bool:
+        """Whether a word is in half of the documents or more; scoring all those would take most of a search's time."""
+        known = self._common_words.get(word)
+        if known is None:
+            enough = (self._num_documents + 1) // 2
+            matches = "SELECT rowid FROM passages WHERE passages MATCH ? LIMIT ?"
+            with self._lock:
+                (count,) = self._connection.execute(
+                    f"SELECT count(*) FROM ({matches})", (f'"{word}"', enough)
+                ).fetchone()
+            known = bool(count >= enough)
+            if len(self._common_words) < _MAX_REMEMBERED:
+                self._common_words[word] = known
+        return known
 
     def __copy__(self) -> Self:
         return self

@@ -11,7 +11,6 @@ from agentrl.tools.arguments import InvalidArgumentsError
 from agentrl.tools.bm25 import SearchIndex, is_index_file
 from agentrl.tools.core import Tool
 from agentrl.tools.corpus import Document, Hit, load_corpus
-from agentrl.tools.http_retriever import HttpRetriever
 
 MAX_TOP_K = 10
 MAX_QUERY_CHARS = 1000
@@ -131,6 +130,8 @@ def http_search(url: str, *, top_k: int = 3, deadline_s: float = 20.0) -> Search
     Raises:
         ConfigError: The URL, `top_k` or the deadline cannot be used.
     """
+    from agentrl.tools.http_retriever import HttpRetriever  # not at the top: httpx takes long to import
+
     # The retriever keeps the deadline itself, so that a server that is down is an infrastructure failure; the tool's
     # own comes after it and would be held against the model.
     return SearchTool(HttpRetriever(url, deadline_s=deadline_s), top_k=top_k, deadline_s=deadline_s + 10.0)

@@ -69,7 +69,8 @@ def latest_checkpoint(folder: Path) -> Path:
     found = sorted(path for path in folder.glob("update-*") if (path / _STATE).is_file())
     if not found:
         raise CheckpointError(
-            f"{folder} holds no checkpoint, so there is nothing to resume. Start the run again without --resume."
+            f"{folder} holds no checkpoint, so there is nothing to resume. Start a new run in another folder, or "
+            "delete this one first."
         )
     return found[-1]
 

@@ -1,5 +1,6 @@
 """The loop that every on-policy recipe shares: roll out, score, update, tell; and evaluation before and after."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ import gymnasium
 import torch
 
 from agentrl.envs import ToolEnv, make
-from agentrl.evaluation.evaluate import evaluate
+from agentrl.evaluation.evaluate import describe_tasks, evaluate
 from agentrl.evaluation.report import EvaluationReport
 from agentrl.policies.core import Sampling
 from agentrl.rollout.collector import Collector
@@ -59,6 +60,8 @@ class OnlineTrainer:
         self.policy.version = self.progress.updates
         self._train_env, self._test_env = (env_maker(settings.env, split) for split in ("train", "test"))
         self._num_test_tasks = num_tasks(self._test_env)
+        with contextlib.closing(self._test_env()) as env:
+            self._test_name = describe_tasks(env)
         self._evaluator = self._collector(self._test_env)
         self.rollouts = TrainingRollouts(
             self._collector(self._train_env),
@@ -159,7 +162,7 @@ class OnlineTrainer:
         report, _ = evaluate(
             self._evaluator,
             tasks,
-            environment=f"{self.settings.env.id} test",
+            environment=self._test_name,
             policy=f"{self.settings.model.name} {name}",
             sampling=sampling,
             seed=derive(self.settings.seed, "evaluation"),

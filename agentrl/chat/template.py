@@ -6,6 +6,7 @@ results, as a suffix that is read off a dummy conversation (algorithms reference
 
 import json
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any, Protocol
 
 from agentrl import messages as msg
@@ -13,8 +14,9 @@ from agentrl.chat.tool_calls import TOOL_CALL_END
 from agentrl.errors import ChatTemplateError
 from agentrl.messages import JsonDict, Message
 
-_TURN = "dummy turn of the assistant"
-_THINKING_TURN = f"<think>\ndummy thought\n</think>\n\n{_TURN}"
+# Templates that know thinking render a turn with a thought as it was sampled, and put an empty one into a turn without.
+_TURN = "<think>\ndummy thought\n</think>\n\ndummy turn of the assistant"
+_REMEDY = "Set model.chat_template to a Jinja file that keeps earlier turns verbatim."
 _PROBE_TOOL: JsonDict = {
     "type": "function",
     "function": {
@@ -72,15 +74,16 @@ class ChatFormat:
     def __init__(self, tokenizer: Tokenizer, *, stop_at_tool_call: bool = True) -> None:
         if not tokenizer.chat_template:
             raise ChatTemplateError(
-                "The tokenizer has no chat template. Use an instruction-tuned model, or set policy.chat_template to a "
+                "The tokenizer has no chat template. Use an instruction-tuned model, or set model.chat_template to a "
                 "Jinja file."
             )
         self.tokenizer = tokenizer
         self.stop_strings = (TOOL_CALL_END,) if stop_at_tool_call else ()
         self._control_tokens = sorted(tokenizer.get_added_vocab(), key=len, reverse=True)
-        self.native_tools = self._takes_tools()
         self._opening = [msg.user("dummy request")]
-        self._after_turn = self._tail_of_turn(_TURN)
+        self._takes_system = self._renders([msg.system("instruction 2216"), *self._opening], "instruction 2216")
+        self.native_tools = self._takes_tools()
+        self._after_turn = self._tail_of_turn()
         self.end_of_turn_id = self._find_end_of_turn()
         eos = tokenizer.eos_token_id
         self.end_ids = frozenset({self.end_of_turn_id} if eos is None else {self.end_of_turn_id, eos})
@@ -121,23 +124,29 @@ class ChatFormat:
 
     # Checks, once per tokenizer --------------------------------------------------------------------------------------
 
+    def _renders(self, messages: Sequence[Message], text: str, tools: Sequence[JsonDict] = ()) -> bool:
+        """Whether the template takes these messages and shows a text of them."""
+        try:
+            return text in self._apply(messages, tools, generation_prompt=True)
+        except ChatTemplateError:
+            return False
+
     def _takes_tools(self) -> bool:
         """Whether the template shows both tool schemas and tool results; if not, the fallback prompt does."""
-        try:
-            schemas = self._apply([msg.user("hello")], [_PROBE_TOOL], generation_prompt=True)
-            plain = [msg.user("hello"), msg.assistant(_TURN)]
-            result = self._apply(
-                [*plain, msg.tool_result("probe_tool_9731", "result 5518")], [], generation_prompt=True
-            )
-        except Exception:  # a template may raise anything for a role it does not know
-            return False
-        return "probe_tool_9731" in schemas and "result 5518" in result and result.startswith(self._apply(plain, []))
+        turn = [*self._opening, msg.assistant(_TURN)]
+        answered = [*turn, msg.tool_result("probe_tool_9731", "result 5518")]
+        return (
+            self._renders(self._opening, "probe_tool_9731", [_PROBE_TOOL])
+            and self._renders(answered, "result 5518")
+            and self._apply(answered, []).startswith(self._apply(turn, []))
+        )
 
-    def _tail_of_turn(self, turn: str) -> str:
-        rendered = self._render([*self._opening, msg.assistant(turn)], ())
-        _, found, tail = rendered.rpartition(_TURN)
+    def _tail_of_turn(self) -> str:
+        _, found, tail = self._render([*self._opening, msg.assistant(_TURN)], ()).rpartition(_TURN)
         if not found:
-            raise ChatTemplateError("The chat template changes what the assistant said; token-exact training needs it.")
+            raise ChatTemplateError(
+                f"The chat template changes what the assistant said, its thoughts for example. {_REMEDY}"
+            )
         return tail
 
     def _find_end_of_turn(self) -> int:
@@ -151,22 +160,22 @@ class ChatFormat:
         )
 
     def _check_append_only(self) -> None:
-        """A turn, with thinking or not, must be rendered alike whatever follows it."""
-        turns = [*self._opening, msg.assistant(_THINKING_TURN)]
+        """A turn and its thoughts must be rendered alike whatever follows."""
+        turns = [*self._opening, msg.assistant(_TURN)]
         for text in ("first result", "second result"):
             shorter = self._render(turns, ())
             turns.append(msg.tool_result("tool", text))
             longer = self._render(turns, ())
             if not longer.startswith(shorter):
                 raise self._refusal(shorter, longer)
-            turns.append(msg.assistant(_THINKING_TURN))
+            turns.append(msg.assistant(_TURN))
 
     def _refusal(self, shorter: str, longer: str) -> ChatTemplateError:
         at = next((i for i, (a, b) in enumerate(zip(shorter, longer, strict=False)) if a != b), len(longer))
         return ChatTemplateError(
             "The chat template is not append-only: adding a message changed earlier text, from "
             f"{shorter[at : at + 40]!r} to {longer[at : at + 40]!r}. Training would see tokens nobody sampled. "
-            "Set policy.chat_template to a Jinja file that keeps earlier turns verbatim."
+            f"{_REMEDY}"
         )
 
     # Rendering -------------------------------------------------------------------------------------------------------
@@ -176,15 +185,24 @@ class ChatFormat:
     ) -> str:
         if not self.native_tools:
             messages, tools = without_tools(messages, tools), ()
+        if not self._takes_system:
+            messages = _without_system(messages)
         return self._apply(messages, tools, generation_prompt=generation_prompt)
 
     def _apply(self, messages: Sequence[Message], tools: Sequence[JsonDict], *, generation_prompt: bool = False) -> str:
-        rendered = self.tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tools=[dict(tool) for tool in tools] or None,
-            tokenize=False,
-            add_generation_prompt=generation_prompt,
-        )
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tools=[dict(tool) for tool in tools] or None,
+                tokenize=False,
+                add_generation_prompt=generation_prompt,
+            )
+        except Exception as error:  # a template is a program: it may raise anything
+            roles = ", ".join(message["role"] for message in messages)
+            raise ChatTemplateError(
+                f"The chat template fails on messages of the roles {roles}: {error}. Set model.chat_template to a "
+                "Jinja file that takes them."
+            ) from error
         return str(rendered)
 
     def _defused(self, messages: Sequence[Message]) -> list[Message]:
@@ -215,11 +233,12 @@ def without_tools(messages: Sequence[Message], tools: Sequence[JsonDict]) -> lis
         Messages of the roles system, user and assistant only.
     """
     adapted: list[Message] = []
-    for message in messages:
-        if message["role"] == "tool":
-            adapted.append(msg.user(f"<tool_response>\n{message['content']}\n</tool_response>"))
+    for are_results, run in groupby(messages, key=lambda message: message["role"] == "tool"):
+        if are_results:  # as one turn: many templates and servers want user and assistant to alternate
+            results = (f"<tool_response>\n{message['content']}\n</tool_response>" for message in run)
+            adapted.append(msg.user("\n".join(results)))
         else:
-            adapted.append(message)
+            adapted.extend(run)
     if tools:
         schemas = "\n".join(json.dumps(tool) for tool in tools)
         prompt = _FALLBACK_PROMPT.format(schemas=schemas)
@@ -228,3 +247,13 @@ def without_tools(messages: Sequence[Message], tools: Sequence[JsonDict]) -> lis
         else:
             adapted.insert(0, msg.system(prompt))
     return adapted
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message]:
+    """The same conversation for a template without a system role: the request begins with the instructions."""
+    if not messages or messages[0]["role"] != "system":
+        return list(messages)
+    instructions, *rest = messages
+    if rest and rest[0]["role"] == "user":
+        return [msg.user(f"{instructions['content']}\n\n{rest[0]['content']}"), *rest[1:]]
+    return [msg.user(instructions["content"]), *rest]

@@ -50,6 +50,8 @@ class EvalOptions:
     base_url: str | None = None
     api_key_env: str = DEFAULT_KEY_ENV
     concurrency: int | None = None
+    timeout_s: float = 300.0
+    """Longest wait for one answer of a server."""
     device: str | None = None
     max_turn_tokens: int | None = None
     max_episode_tokens: int | None = None
@@ -83,7 +85,7 @@ def evaluate_model(options: EvalOptions) -> EvaluationReport:
             source,
             tasks,
             environment=name,
-            policy=options.model if options.base_url is None else f"{options.model} at {options.base_url}",
+            policy=_policy_name(options, trained),
             attempts=options.attempts,
             sampling=options.sampling,
             seed=options.seed,
@@ -122,7 +124,7 @@ def compare_reports(first: Path, second: Path) -> None:
     for label, report in zip(("first", "second"), reports, strict=True):
         rate = format_estimate(report.success) if report.success else "not measured"
         lines.append((label, f"{rate}  {report.policy}"))
-    lines.append(("second", format_comparison(result)))
+    lines.append(("second is", format_comparison(result)))
     ours, theirs = (dict(report.settings) for report in reports)
     differing = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     if differing:
@@ -150,6 +152,12 @@ def _chosen_env(options: EvalOptions, trained: "TrainedModel | None") -> EnvSett
     return EnvSettings(id=base.id, arguments={**base.arguments, **arguments})
 
 
+def _policy_name(options: EvalOptions, trained: "TrainedModel | None") -> str:
+    if options.base_url is not None:
+        return f"{options.model} at {options.base_url}"
+    return str(trained.checkpoint) if trained else options.model
+
+
 def _limits(options: EvalOptions, trained: "TrainedModel | None") -> RolloutLimits:
     """The bounds that were asked for, or those of the model's training."""
     defaults = trained.settings.rollout if trained else RolloutSettings()
@@ -165,7 +173,7 @@ def _served(options: EvalOptions, make_env: Any, limits: RolloutLimits) -> Endpo
     key = os.environ.get(options.api_key_env) or None
     if key is None and options.api_key_env != DEFAULT_KEY_ENV:
         raise ConfigError(f"--api-key-env names the environment variable {options.api_key_env}, which is not set.")
-    server = ChatServer(str(options.base_url), options.model, api_key=key)
+    server = ChatServer(str(options.base_url), options.model, api_key=key, timeout_s=options.timeout_s)
     return EndpointCollector(server, make_env, limits=limits)
 
 

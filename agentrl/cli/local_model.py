@@ -1,15 +1,21 @@
 """Models on this machine as a person names them: the embedded policy, a folder, a hub id, or a training run."""
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import typer
+
 from agentrl.config import load_config
 from agentrl.errors import CheckpointError, ConfigError
-from agentrl.policies.loading import LoadedModel, load_model
+from agentrl.policies.loading import EMBEDDED, LoadedModel, load_model, model_path
 from agentrl.runs import RunFolder
 from agentrl.trainers.checkpoint import latest_checkpoint
 from agentrl.trainers.models import trainable_model
 from agentrl.trainers.settings import TrainSettings
+
+RUNS = Path("runs")
+"""Where runs are put whose folder nobody chose."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,10 +34,12 @@ def find_trained(name: str) -> TrainedModel | None:
     """The run that a name points into: a run folder stands for its latest checkpoint; None if there is no run.
 
     Raises:
-        CheckpointError: The run has no checkpoint.
+        CheckpointError: The run does not exist or has no checkpoint.
         ConfigError: Its settings cannot be read.
     """
     path = Path(name).expanduser()
+    if path.parts[:1] == RUNS.parts and not path.exists():
+        raise CheckpointError(f"{path} does not exist. Expected a run folder, or one of its checkpoints.")
     inside = path.parent.name == "checkpoints" and path.is_dir()
     folder = path.parent.parent if inside else path
     if not (folder / "manifest.json").is_file():
@@ -71,13 +79,17 @@ def load_named(name: str, device: str | None) -> LoadedModel:
         PolicyError: It cannot be loaded.
     """
     quiet_transformers()
-    if Path(name).expanduser().is_file():
-        raise ConfigError(f"{name!r} is a file; expected 'quickstart', a model folder, a run folder, or a hub id.")
+    path = Path(name).expanduser()
+    if path.is_file():
+        raise ConfigError(f"{name!r} is a file; expected {EMBEDDED!r}, a model folder, a run folder, or a hub id.")
+    if name != EMBEDDED and not Path(model_path(name)).exists():
+        typer.echo(f"There is no folder {name!r} here; asking the Hugging Face hub.", err=True)
     return load_model(name, device=device)
 
 
 def quiet_transformers() -> None:
-    """Switches the progress bars of `transformers` off: they would stand between the lines of a report."""
-    from transformers.utils import logging
+    """Keeps progress bars and the hub's notes on retries from standing between the lines of a report."""
+    from transformers.utils.logging import disable_progress_bar
 
-    logging.disable_progress_bar()
+    disable_progress_bar()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

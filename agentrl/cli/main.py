@@ -4,6 +4,8 @@ Those imports stand inside the functions, so that `agentrl --help` answers at on
 """
 
 import errno
+import os
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -52,6 +54,7 @@ app.add_typer(new_app, name="new")
 
 def main() -> None:
     """Entry point of the `agentrl` command."""
+    sys.path.insert(0, os.getcwd())  # "module:Name-v0" names a file in the folder where the command is typed
     app(prog_name="agentrl")
 
 
@@ -137,6 +140,9 @@ def eval_command(
         str, typer.Option(metavar="NAME", help="Environment variable with the server's key.")
     ] = "OPENAI_API_KEY",
     concurrency: Annotated[int | None, typer.Option(min=1, help="Episodes at a time; 16 for a server.")] = None,
+    timeout_s: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help="Longest wait for one answer of a server.")
+    ] = 300.0,
     json: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write the report as JSON.")] = None,
 ) -> None:
     """Measure a model's success rate in an environment."""
@@ -155,6 +161,7 @@ def eval_command(
             base_url=base_url,
             api_key_env=api_key_env,
             concurrency=concurrency,
+            timeout_s=timeout_s,
             device=device,
             max_turn_tokens=max_turn_tokens,
             max_episode_tokens=max_episode_tokens,

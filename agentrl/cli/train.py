@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentrl.cli.local_model import quiet_transformers
+from agentrl.cli.local_model import RUNS, quiet_transformers
 from agentrl.config import load_config
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.evaluation import EvaluationReport, compare
@@ -18,8 +18,6 @@ from agentrl.evaluation.render import format_comparison, format_estimate
 from agentrl.runs import RunFolder
 from agentrl.trainers.settings import TrainSettings
 from agentrl.trainers.training import TrainResult, train
-
-RUNS = Path("runs")
 
 
 def run_training(config: Path, overrides: Sequence[str], *, resume: bool) -> TrainResult:

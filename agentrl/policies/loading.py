@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -19,6 +20,8 @@ disable_progress_bar()  # weights load in a moment; a bar for it would stand bet
 EMBEDDED = "quickstart"
 """Name of the policy that ships in the package."""
 
+_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+"""What `transformers` raises for files that are absent, damaged or do not fit together."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -44,11 +47,13 @@ def model_path(name: str) -> str:
     """Where a model named in a config is.
 
     Raises:
-        ConfigError: A folder that is there but holds no model.
+        ConfigError: A folder that does not exist or holds no model.
     """
     if name == EMBEDDED:
         return str(files("agentrl.policies") / "quickstart")
     folder = Path(name).expanduser()
+    if not folder.exists() and (name.startswith((".", "/", "~")) or len(folder.parts) > 2):  # no hub id looks like that
+        raise ConfigError(f"There is no model folder {name!r}.")
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ConfigError(
             f"{name!r} is no model folder: it has no config.json. Give a folder that save_pretrained wrote."
@@ -60,7 +65,7 @@ def pick_device(name: str | None) -> torch.device:
     """The device of that name, or CUDA where there is one.
 
     Raises:
-        ConfigError: CUDA is asked for and absent.
+        ConfigError: There is no such device.
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -68,18 +73,25 @@ def pick_device(name: str | None) -> torch.device:
         raise ConfigError(
             f"device={name!r} was asked for, but PyTorch sees no CUDA device. Leave it out to use the CPU."
         )
-    return torch.device(name)
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError):  # AssertionError: not compiled in
+        raise ConfigError(
+            f"device={name!r} is no device of this machine. Leave it out, or give 'cpu' or 'cuda'."
+        ) from None
 
 
 def load_tokenizer(name: str, chat_template: Path | None = None) -> Any:
     """The tokenizer of a model, with another chat template if one is given.
 
     Raises:
+        ConfigError: A folder without a model.
         PolicyError: It cannot be loaded.
     """
+    path = model_path(name)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_path(name))
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except _UNREADABLE as error:
         raise PolicyError(_not_loadable(name, error)) from error
     if chat_template is not None:
         tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
@@ -113,12 +125,13 @@ def load_model(
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
     tokenizer = load_tokenizer(name, chat_template)
+    path = model_path(name)
     try:
-        config = AutoConfig.from_pretrained(model_path(name))
+        config = AutoConfig.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(
-            model_path(name), config=config, dtype=_DTYPES[dtype], attn_implementation="sdpa"
+            path, config=config, dtype=_DTYPES[dtype], attn_implementation="sdpa"
         )
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise PolicyError(_not_loadable(name, error)) from error
     chat = ChatFormat(tokenizer, stop_at_tool_call=stop_at_tool_call)
     return LoadedModel(model.to(target).eval(), tokenizer, chat)
@@ -142,7 +155,7 @@ def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, targets: Sequence
 def _not_loadable(name: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return (
-        f"Model {name!r} cannot be loaded: {reason} Give {EMBEDDED!r}, a folder with config.json and "
+        f"Model {name!r} cannot be loaded: {reason.rstrip('.')}. Give {EMBEDDED!r}, a folder with config.json and "
         "model.safetensors, or a hub id that this machine can reach."
     )
 

@@ -20,10 +20,11 @@ from agentrl.errors import ConfigError, InfrastructureError, PolicyError
 from agentrl.json_service import JsonService, Patience, RefusedError
 from agentrl.messages import JsonDict, MalformedCall, Message
 from agentrl.policies.core import Sampling
+from agentrl.text import clean_text
 
 _PATH = "/chat/completions"
 _NEWER_LENGTH_KEY = "max_completion_tokens"
-_PATIENCE = Patience(connect_s=10.0, read_s=180.0, deadline_s=600.0)
+_FIRST_CONNECTS = 2
 _CONTEXT_FULL = re.compile(r"context.?(length|size|window)|maximum context", re.IGNORECASE)
 
 
@@ -123,17 +124,16 @@ class ChatServer:
         base_url: Such as "http://localhost:8000/v1"; without a path, "/v1" is added.
         model: Name of the model at the server.
         api_key: Sent as a bearer token if the server wants one; never part of a message.
-        patience: Time-outs of one request; by default up to ten minutes.
+        timeout_s: Longest wait for one turn, attempts and pauses included.
 
     Raises:
-        ConfigError: The URL or the key cannot be used.
+        ConfigError: The URL, the key or the time cannot be used.
     """
 
-    def __init__(
-        self, base_url: str, model: str, *, api_key: str | None = None, patience: Patience = _PATIENCE
-    ) -> None:
+    def __init__(self, base_url: str, model: str, *, api_key: str | None = None, timeout_s: float = 300.0) -> None:
         self.base_url = _normalized(base_url)
         self.model = model
+        patience = Patience(connect_s=10.0, read_s=timeout_s, deadline_s=timeout_s)
         self._service = JsonService(self.base_url + _PATH, what="model server", patience=patience, api_key=api_key)
         self._dialect = _Dialect()
         self._first = threading.Lock()
@@ -178,7 +178,7 @@ class ChatServer:
         """The first request, in the dialect that turns out to be the server's."""
         while True:
             try:
-                return self._ask(conversation, max_tokens, sampling, seed)
+                return self._ask(conversation, max_tokens, sampling, seed, max_connects=_FIRST_CONNECTS)
             except InfrastructureError as error:
                 text = error.text if isinstance(error, RefusedError) else ""
                 dialect = self._dialect.adapted(text, bool(conversation.tools))
@@ -187,7 +187,15 @@ class ChatServer:
                     raise PolicyError(self._failure) from error
                 self._dialect = dialect
 
-    def _ask(self, conversation: Conversation, max_tokens: int, sampling: Sampling, seed: int) -> ChatReply:
+    def _ask(
+        self,
+        conversation: Conversation,
+        max_tokens: int,
+        sampling: Sampling,
+        seed: int,
+        *,
+        max_connects: int | None = None,
+    ) -> ChatReply:
         body: JsonDict = {
             "model": self.model,
             "messages": conversation.structured,
@@ -206,7 +214,7 @@ class ChatServer:
         elif conversation.tools:
             body["tools"] = conversation.tools
         try:
-            return read_reply(self._service.post(body), stops_at_call=in_prompt)
+            return read_reply(self._service.post(body, max_connects=max_connects), stops_at_call=in_prompt)
         except ValueError as error:
             raise InfrastructureError(
                 f"{self._service.name} does not speak the chat-completions protocol: {error}."
@@ -262,7 +270,7 @@ def _read_call(call: Any, number: int) -> JsonDict:
         "type": "function",
         "function": {
             "name": _get(function, "name", str),
-            "arguments": arguments if isinstance(arguments, str) else json.dumps(arguments),
+            "arguments": clean_text(arguments if isinstance(arguments, str) else json.dumps(arguments)),
         },
     }
 
@@ -296,7 +304,7 @@ def _get(data: Any, key: str, kind: type, **default: Any) -> Any:
         return default["default"]
     if not isinstance(value, kind):
         raise ValueError(f'"{key}" must be of type {kind.__name__}, got {type(value).__name__}')
-    return value
+    return clean_text(value) if isinstance(value, str) else value  # text that could not be sent back
 
 
 def _count(usage: Mapping[str, Any], key: str) -> int | None:

@@ -6,7 +6,7 @@ import time
 import pytest
 from session_checks import OpenSession, folder_of
 
-from agentrl.errors import ConfigError, InfrastructureError
+from agentrl.errors import ConfigError, ForkError, InfrastructureError
 from agentrl.sandbox import Limits, SecurityLevel, UnsafeSubprocess, open_sandbox
 from agentrl.sandbox.unsafe_subprocess import SubprocessSession
 
@@ -142,6 +142,17 @@ def test_code_over_the_limit_is_refused_before_it_runs(open_session: OpenSession
 def test_odd_code_is_a_result_and_never_a_crash(session: SubprocessSession, code: str) -> None:
     assert session.run(code).status in ("ok", "error")
     assert session.run("2").output == "2\n"
+
+
+def test_a_file_named_like_a_standard_module_does_no_harm(session: SubprocessSession) -> None:
+    for name in ("random", "tempfile", "threading", "json", "traceback", "socket"):
+        session.run(f"open('{name}.py', 'w').write('x = 1')")
+        session.run(f"import sys; _ = sys.modules.pop('{name}', None)")
+        assert session.run(f"import {name}; {name}.x").output == "1\n"
+    assert "ZeroDivisionError: division by zero" in session.run("1 / 0").output
+    with pytest.raises(ForkError, match="cannot be examined"):
+        session.fork()  # whether a thread is running cannot be found out
+    assert session.run("sys.argv").output == "['']\n"
 
 
 def test_usage_is_measured(session: SubprocessSession) -> None:

@@ -16,8 +16,8 @@ import pytest
 
 from agentrl.errors import ConfigError, InfrastructureError
 from agentrl.messages import ToolCall
-from agentrl.tools import Document, HttpRetriever, Toolbox, http_retriever, http_search
-from agentrl.tools.http_retriever import parse_hits
+from agentrl.tools import Document, Toolbox, http_retriever, http_search
+from agentrl.tools.http_retriever import HttpRetriever, parse_hits
 
 ROME = {"id": "1", "contents": '"Rome"\nThe capital of Italy.'}
 OSLO = {"id": "2", "title": "Oslo", "text": "The capital of Norway."}

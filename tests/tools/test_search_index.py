@@ -65,6 +65,19 @@ def test_the_best_documents_come_first() -> None:
     assert len(index) == 5
 
 
+def test_common_words_are_looked_up_only_where_others_find_too_little() -> None:
+    # "the" is in 3 of the 5 documents, "spree" in 2.
+    asked: list[str] = []
+    index = SearchIndex(CITIES)
+    index._connection.set_trace_callback(lambda sql: asked.append(sql) if "bm25" in sql else None)
+    assert ids(index, "the Spree", 2) == ["3", "5"]
+    assert len(asked) == 1
+    assert '"the"' not in asked[0]
+    assert ids(index, "the Spree", 5)[:2] == ["3", "5"]
+    assert sorted(ids(index, "the Spree", 5)) == ["1", "2", "3", "4", "5"]
+    assert sorted(ids(index, "the", 5)) == ["1", "2", "3", "4"]
+
+
 def test_words_match_by_their_stem_and_without_case_or_accents() -> None:
     index = SearchIndex([Document("1", "", "Flowing rivers"), Document("2", "", "Café"), Document("3", "", "x")])
     assert ids(index, "RIVER flows") == ["1"]
