@@ -22,6 +22,7 @@ from agentrl.tools.core import Tool
 
 Choice: TypeAlias = str | Mapping[str, Mapping[str, Any]]
 """A name, or a name with its options: "calculator", {"search": {"corpus": "wiki.jsonl"}}."""
+Stamp: TypeAlias = tuple[tuple[int, int], ...]
 
 
 @register("agentrl/Dataset-v0")
@@ -139,11 +140,11 @@ _lock = threading.Lock()  # what is below is read or built once per process, wha
 
 
 @functools.lru_cache(maxsize=8)
-def _load_splits(files: tuple[tuple[str, Path, float], ...], reward: tuple[str, str]) -> Mapping[str, Sequence[Task]]:
+def _load_splits(files: tuple[tuple[str, Path, Stamp], ...], reward: tuple[str, str]) -> Mapping[str, Sequence[Task]]:
     """The tasks of every split.
 
     Args:
-        files: Split, file and time of its last change; a single file has the split "".
+        files: Split, file and `_stamp` of the file; a single file has the split "".
         reward: Name and options; answers are checked to be such that it can judge by them.
     """
     splits: dict[str, Sequence[Task]] = {}
@@ -196,8 +197,10 @@ def _warn_of_overlap(splits: Mapping[str, Sequence[Task]]) -> None:
             )
 
 
-def _stamp(path: Path) -> float:
-    return path.stat().st_mtime if path.exists() else 0.0
+def _stamp(path: Path) -> Stamp:
+    """What changes when the file, or one in the folder, is written anew."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path] if path.exists() else []
+    return tuple((file.stat().st_mtime_ns, file.stat().st_size) for file in files)
 
 
 def _choice(choice: Choice, kind: str) -> tuple[str, str]:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils.logging import disable_progress_bar
 
@@ -20,8 +19,6 @@ disable_progress_bar()  # weights load in a moment; a bar for it would stand bet
 EMBEDDED = "quickstart"
 """Name of the policy that ships in the package."""
 
-_UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
-"""What `transformers` raises for files that are absent, damaged or do not fit together."""
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -85,16 +82,21 @@ def load_tokenizer(name: str, chat_template: Path | None = None) -> Any:
     """The tokenizer of a model, with another chat template if one is given.
 
     Raises:
-        ConfigError: A folder without a model.
+        ConfigError: A folder without a model, or a template that cannot be read.
         PolicyError: It cannot be loaded.
     """
     path = model_path(name)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
-    except _UNREADABLE as error:
+    except Exception as error:  # `tokenizers` and `safetensors` raise classes of their own, or the bare one
         raise PolicyError(_not_loadable(name, error)) from error
     if chat_template is not None:
-        tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = chat_template.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"The chat template {chat_template} cannot be read: {error}. Give a Jinja file."
+            ) from error
     return tokenizer
 
 
@@ -131,7 +133,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             path, config=config, dtype=_DTYPES[dtype], attn_implementation="sdpa"
         )
-    except _UNREADABLE as error:
+    except Exception as error:  # as above
         raise PolicyError(_not_loadable(name, error)) from error
     chat = ChatFormat(tokenizer, stop_at_tool_call=stop_at_tool_call)
     return LoadedModel(model.to(target).eval(), tokenizer, chat)

@@ -116,9 +116,12 @@ def test_junk_is_named(answer: Any, message: str) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=4),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["choices", "message", "content", "tool_calls", "function", "name", "arguments", "usage"]), inner
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["choices", "message", "content", "tool_calls", "function", "name", "arguments", "usage"]),
+            inner,
+        )
     ),
 )
 
@@ -185,7 +188,9 @@ def test_the_base_url_as_people_write_it(given_url: str, base_url: str) -> None:
     assert ChatServer(given_url, "m").base_url == base_url
 
 
-@pytest.mark.parametrize("url", ["localhost:8000", "", "ftp://host", "http://", "http://host:port", "http://me:secret@host/v1"])
+@pytest.mark.parametrize(
+    "url", ["localhost:8000", "", "ftp://host", "http://", "http://host:port", "http://me:secret@host/v1"]
+)
 def test_a_wrong_base_url_is_refused(url: str) -> None:
     with pytest.raises(ConfigError, match="URL") as caught:
         ChatServer(url, "m")

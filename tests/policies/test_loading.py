@@ -1,0 +1,156 @@
+"""Models by name: what loads is what was saved, and what does not load says why in one line."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import CHATML, make_byte_tokenizer, make_tiny_llama
+
+from agentrl.chat.template import ChatFormat
+from agentrl.errors import AgentRLError, ChatTemplateError, ConfigError, PolicyError
+from agentrl.policies.core import Request
+from agentrl.policies.loading import EMBEDDED, load_model, load_tokenizer, model_path, pick_device
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model folder like any other."""
+    tokenizer = make_byte_tokenizer()
+    make_tiny_llama(len(tokenizer)).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment variable is read when `huggingface_hub` is imported, which was before."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def refusal(kind: type[AgentRLError], name: str, **options: Any) -> str:
+    with pytest.raises(kind) as error:
+        load_model(name, **options)
+    text = str(error.value)
+    assert "\n" not in text
+    return text
+
+
+def test_a_folder_loads_as_it_was_saved(folder: Path, tiny_llama: Any, byte_tokenizer: Any) -> None:
+    loaded = load_model(str(folder), device="cpu")
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.no_grad():
+        assert torch.equal(loaded.model(ids).logits, tiny_llama(ids).logits)
+    assert loaded.vocab_size == len(byte_tokenizer) == 261
+    assert (loaded.model.dtype, loaded.model.device.type, loaded.model.training) == (torch.float32, "cpu", False)
+    assert loaded.chat.end_ids == {2}
+    assert loaded.chat.stop_strings == ("</tool_call>",)
+    assert load_model(str(folder), stop_at_tool_call=False).chat.stop_strings == ()
+    assert load_model(str(folder), dtype="bfloat16").model.dtype is torch.bfloat16
+
+
+def test_its_policy_samples_from_that_very_model(folder: Path) -> None:
+    loaded = load_model(str(folder))
+    policy = loaded.policy()
+    assert policy.model is loaded.model
+    with torch.no_grad():
+        loaded.model.lm_head.weight.zero_()  # every token is now equally likely
+    policy.submit(Request(sequence=0, token_ids=[5], max_tokens=1))
+    assert policy.poll()[0].logprobs == [pytest.approx(-torch.tensor(261.0).log().item(), abs=1e-5)]
+
+
+def test_names_of_places(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model_path(str(folder)) == str(folder)
+    assert model_path("owner/name") == "owner/name"
+    assert Path(model_path(EMBEDDED)).parts[-3:] == ("agentrl", "policies", "quickstart")
+    monkeypatch.setenv("HOME", str(folder.parent))
+    assert model_path("~/model") == str(folder)
+    monkeypatch.chdir(folder.parent)
+    assert model_path("model") == "model"  # a folder wins over a hub id of that name
+
+
+def test_places_without_a_model(folder: Path, tmp_path: Path) -> None:
+    assert "has no config.json" in refusal(ConfigError, str(tmp_path))
+    for name in (f"{tmp_path}/nothing", "./nothing", "~/nothing", "some/long/path"):
+        text = refusal(ConfigError, name)
+        assert "no model folder" in text
+        assert name in text
+        assert "Repo id" not in text  # nobody who gave a path asked for a repository
+
+
+def test_a_hub_id_that_cannot_be_reached() -> None:
+    text = refusal(PolicyError, "nobody/no-such-model")
+    assert text.startswith("Model 'nobody/no-such-model' cannot be loaded: ")
+    assert "Give 'quickstart', a folder" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("model.safetensors", lambda file: file.unlink()),
+        ("model.safetensors", lambda file: file.write_bytes(file.read_bytes()[:1000])),
+        ("model.safetensors", lambda file: file.write_bytes(b"")),
+        ("config.json", lambda file: file.write_text("{")),
+        ("config.json", lambda file: file.write_text('{"model_type": "none_such"}')),
+        (
+            "config.json",
+            lambda file: file.write_text(file.read_text().replace('"hidden_size": 32', '"hidden_size": 48')),
+        ),
+        ("tokenizer.json", lambda file: file.unlink()),
+        ("tokenizer.json", lambda file: file.write_text("{")),
+        # `tokenizers` raises a bare Exception for this one.
+        ("tokenizer.json", lambda file: file.write_text('{"added_tokens": [], "model": {"type": "BPE"}}')),
+    ],
+)
+def test_damaged_folders(folder: Path, name: str, damage: Callable[[Path], object]) -> None:
+    damage(folder / name)
+    text = refusal(PolicyError, str(folder))
+    assert text.startswith(f"Model '{folder}' cannot be loaded: ")
+    assert "Give 'quickstart', a folder" in text
+
+
+def test_dtype_and_device_are_checked(folder: Path) -> None:
+    assert refusal(ConfigError, str(folder), dtype="float16") == (
+        "dtype must be one of float32, bfloat16, got 'float16'."
+    )
+    for device in ("gpu", "cpu:x", "ipu"):
+        assert f"device={device!r}" in refusal(ConfigError, str(folder), device=device)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the message is for machines without CUDA")
+def test_without_cuda() -> None:
+    assert pick_device(None) == pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ConfigError, match="sees no CUDA device"):
+        pick_device("cuda:1")
+
+
+def test_another_chat_template(folder: Path, tmp_path: Path) -> None:
+    file = tmp_path / "template.jinja"
+    file.write_text(CHATML.replace("<|im_start|>", "<|endoftext|>"))
+    loaded = load_model(str(folder), chat_template=file)
+    assert loaded.tokenizer.decode(loaded.chat.prompt_ids([{"role": "user", "content": "x"}], [])) == (
+        "<|endoftext|>user\nx<|im_end|>\n<|endoftext|>assistant\n"
+    )
+    for unreadable in (tmp_path / "none.jinja", tmp_path):
+        assert str(unreadable) in refusal(ConfigError, str(folder), chat_template=unreadable)
+    file.write_bytes(b"\xff\xfe")
+    assert "utf-8" in refusal(ConfigError, str(folder), chat_template=file)
+
+
+def test_a_model_without_a_chat_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert "set model.chat_template" in refusal(ChatTemplateError, str(folder))
+    assert load_tokenizer(str(folder)).chat_template is None  # which is fine for whoever does not chat
+
+
+def test_a_loaded_model_is_a_record(folder: Path) -> None:
+    loaded = load_model(str(folder))
+    assert isinstance(loaded.chat, ChatFormat)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        loaded.model = None  # type: ignore[misc]
