@@ -19,6 +19,7 @@ import torch
 from agentrl.envs import Episode, ToolEnv
 from agentrl.policies.core import Completion, Policy, Request, SequenceId
 from agentrl.policies.loading import load_model
+from agentrl.policies.transformers_engine import TransformersPolicy
 from agentrl.rollout.collector import Collector, RolloutLimits
 from agentrl.rollout.plan import GroupPlan
 from agentrl.tasks import Task
@@ -93,8 +94,7 @@ class FixedLength(Policy):
 def run(arguments: argparse.Namespace, *, forget: bool) -> tuple[list[Tree], dict[str, Any]]:
     """One rollout; the figures of it."""
     loaded = load_model(arguments.model)
-    engine = loaded.policy()
-    engine._end_ids = frozenset()  # no turn ends by chance
+    engine = TransformersPolicy(loaded.model, loaded.tokenizer, end_of_turn_ids=())  # no turn ends by chance
     prompt = "Find what is asked for, step by step, with the tool. " * (arguments.prompt_words // 11)
     collector = Collector(
         FixedLength(engine, forget=forget),

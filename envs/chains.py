@@ -74,6 +74,8 @@ def _walk(world: World, rng: np.random.Generator, hops: int, last: Collection[st
         answers = [str(entity.measures[fact.name])]
     else:
         kind, answers = world.entities[target].kind, world.entities[target].answers
+    if _has_short_cut(world, path, target, answers[0]):
+        return None
     return Chain(fact.phrase.format(phrase), tuple(step.name for step in path), fact.name, kind, tuple(answers))
 
 

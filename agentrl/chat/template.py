@@ -10,9 +10,9 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from agentrl import messages as msg
-from agentrl.chat.tool_calls import TOOL_CALL_END
+from agentrl.chat.tool_calls import TOOL_CALL_END, format_tool_call
 from agentrl.errors import ChatTemplateError
-from agentrl.messages import JsonDict, Message
+from agentrl.messages import JsonDict, Message, ToolCall
 
 # Templates that know thinking render a turn with a thought as it was sampled, and put an empty one into a turn without.
 _TURN = "<think>\ndummy thought\n</think>\n\ndummy turn of the assistant"
@@ -25,15 +25,13 @@ _PROBE_TOOL: JsonDict = {
         "parameters": {"type": "object", "properties": {}, "required": []},
     },
 }
-_FALLBACK_PROMPT = """You may call tools. The tools are described by these JSON schemas:
+_FALLBACK_PROMPT = """Use the tools below instead of working things out in your head.
 <tools>
 {schemas}
 </tools>
-To call a tool, write one line of JSON between markers, and nothing after it:
-<tool_call>
-{{"name": "the tool's name", "arguments": {{"argument": "value"}}}}
-</tool_call>
-The result comes back between <tool_response> markers. When you know the answer, give it without calling a tool."""
+To call a tool, write its name and arguments as JSON between markers, like this, and nothing after it:
+{example}
+The result is then given to you between <tool_response> markers. When you know the answer, write it without a call."""
 
 
 class Tokenizer(Protocol):
@@ -241,7 +239,7 @@ def without_tools(messages: Sequence[Message], tools: Sequence[JsonDict]) -> lis
             adapted.extend(run)
     if tools:
         schemas = "\n".join(json.dumps(tool) for tool in tools)
-        prompt = _FALLBACK_PROMPT.format(schemas=schemas)
+        prompt = _FALLBACK_PROMPT.format(schemas=schemas, example=_example_call(tools[0]["function"]))
         if adapted and adapted[0]["role"] == "system":
             adapted[0] = msg.system(f"{adapted[0]['content']}\n\n{prompt}")
         else:
@@ -257,3 +255,9 @@ def _without_system(messages: Sequence[Message]) -> list[Message]:
     if rest and rest[0]["role"] == "user":
         return [msg.user(f"{instructions['content']}\n\n{rest[0]['content']}"), *rest[1:]]
     return [msg.user(instructions["content"]), *rest]
+
+
+def _example_call(function: JsonDict) -> str:
+    """A call of the first tool: small models copy a form more readily than they derive it from a schema."""
+    arguments = {name: "..." for name in function["parameters"].get("properties", {})}
+    return format_tool_call(ToolCall(function["name"], arguments))
