@@ -194,4 +194,4 @@ def _f1(given: str, gold: str) -> float:
         return float(given == gold)
     mine, theirs = given.split(), gold.split()
     num_common = (Counter(mine) & Counter(theirs)).total()
-    return num_common / max(len(mine), len(theirs))
+    return 2 * num_common / (len(mine) + len(theirs))

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from agentrl.trainers.aggregation import TokenMean as TokenMean
     from agentrl.trainers.batch import PathBatch as PathBatch
     from agentrl.trainers.batch import lay_out_paths as lay_out_paths
+    from agentrl.trainers.forward import TokenScorer as TokenScorer
+    from agentrl.trainers.forward import TokenScores as TokenScores
     from agentrl.trainers.kl import KLEstimator as KLEstimator
     from agentrl.trainers.kl import KLPenalty as KLPenalty
     from agentrl.trainers.kl import KLPlace as KLPlace
@@ -31,11 +33,11 @@ if TYPE_CHECKING:
     from agentrl.trainers.ratios import TokenRatio as TokenRatio
     from agentrl.trainers.recipe import Recipe as Recipe
     from agentrl.trainers.recipes import RECIPES as RECIPES
+    from agentrl.trainers.settings import TrainSettings as TrainSettings
     from agentrl.trainers.shaping import DropConstantRewards as DropConstantRewards
     from agentrl.trainers.shaping import GroupFilter as GroupFilter
     from agentrl.trainers.shaping import OverlongPenalty as OverlongPenalty
     from agentrl.trainers.shaping import RewardShaping as RewardShaping
-    from agentrl.trainers.settings import TrainSettings as TrainSettings
     from agentrl.trainers.supervised import fine_tune as fine_tune
     from agentrl.trainers.surrogates import Clip as Clip
     from agentrl.trainers.surrogates import Surrogate as Surrogate
@@ -57,6 +59,8 @@ _HOMES = {
     "TokenMean": "aggregation",
     "PathBatch": "batch",
     "lay_out_paths": "batch",
+    "TokenScorer": "forward",
+    "TokenScores": "forward",
     "KLEstimator": "kl",
     "KLPenalty": "kl",
     "KLPlace": "kl",

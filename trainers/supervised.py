@@ -73,6 +73,4 @@ def share_opening(trees: Sequence[Tree]) -> Tree:
 
 def _without_first(segment: Segment, count: int) -> Segment:
     rest = len(segment.token_ids) - count
-    return replace(
-        segment, token_ids=segment.token_ids[count:], action_mask=[0] * rest, logprobs=[], entropies=[]
-    )
+    return replace(segment, token_ids=segment.token_ids[count:], action_mask=[0] * rest, logprobs=[], entropies=[])

@@ -32,7 +32,7 @@ class _Window:
     """Columns that attention may read."""
 
 
-class KVRows(Cache):
+class KVRows(Cache):  # type: ignore[misc]  # transformers is not annotated
     """The storage, in the form of a `transformers.Cache` whose `update` writes into the present window."""
 
     def __init__(self) -> None:

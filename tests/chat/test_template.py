@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from conftest import CHATML, make_byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_models import CHATML, make_byte_tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from agentrl import messages as msg

@@ -2,17 +2,18 @@
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import CHATML, make_byte_tokenizer, make_tiny_llama
+from tiny_models import CHATML, make_byte_tokenizer, make_tiny_llama
 
 from agentrl.chat.template import ChatFormat
 from agentrl.errors import AgentRLError, ChatTemplateError, ConfigError, PolicyError
-from agentrl.policies.core import Request
+from agentrl.policies.core import Request, Sampling
 from agentrl.policies.loading import EMBEDDED, load_model, load_tokenizer, model_path, pick_device
 
 
@@ -59,7 +60,14 @@ def test_its_policy_samples_from_that_very_model(folder: Path) -> None:
     with torch.no_grad():
         loaded.model.lm_head.weight.zero_()  # every token is now equally likely
     policy.submit(Request(sequence=0, token_ids=[5], max_tokens=1))
-    assert policy.poll()[0].logprobs == [pytest.approx(-torch.tensor(261.0).log().item(), abs=1e-5)]
+    (completion,) = policy.poll()
+    assert completion.logprobs == [pytest.approx(-math.log(261), abs=1e-5)]
+    with torch.no_grad():
+        hidden = loaded.model.model(torch.tensor([[5]])).last_hidden_state[0, 0]
+        loaded.model.lm_head.weight[2] = hidden  # and now the end of turn is the likeliest: its logit is |hidden|^2
+    policy.submit(Request(sequence=1, token_ids=[5], max_tokens=9, sampling=Sampling(temperature=0.0)))
+    (completion,) = policy.poll()
+    assert (completion.token_ids, completion.cause) == ([2], "end_of_turn")
 
 
 def test_names_of_places(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

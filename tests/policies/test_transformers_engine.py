@@ -47,11 +47,7 @@ def plain_sample(model: Any, token_ids: list[int], seed: int, num_tokens: int) -
     ids = list(token_ids)
     for _ in range(num_tokens):
         probabilities = torch.softmax(next_logits(model, ids), -1)
-        target, total = stream.random(), 0.0
-        for token, p in enumerate(probabilities.tolist()):
-            total += p
-            if total > target:
-                break
+        token = int((probabilities.cumsum(0) > stream.random()).nonzero()[0])
         entropy = -sum(p * math.log(p) for p in probabilities.tolist() if p > 0)
         yield token, math.log(probabilities[token]), entropy
         ids.append(token)

@@ -3,7 +3,7 @@
 import random
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from agentrl.envs import Episode, ToolEnv
 from agentrl.errors import InfrastructureError
@@ -18,7 +18,7 @@ class Counter(Tool):
 
     name = "add"
     description = "Adds to the counter."
-    parameters: dict[str, Any] = {
+    parameters: ClassVar[dict[str, Any]] = {
         "type": "object",
         "properties": {"amount": {"type": "integer"}, "sleep_s": {"type": "number"}},
         "required": ["amount"],

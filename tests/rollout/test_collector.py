@@ -2,16 +2,21 @@
 
 import dataclasses
 import random
+import re
 import time
 from typing import Any
 
 import pytest
+from rollout_scripts import Counter, Counting, SlowCounting, call, random_script
 
-from agentrl.errors import ConfigError, ForkError, InfrastructureError
+from agentrl.chat.template import ChatFormat
+from agentrl.errors import ConfigError, ForkError
 from agentrl.policies.core import Completion, Request
 from agentrl.policies.scripted import Reply, ScriptedPolicy
 from agentrl.policies.transformers_engine import TransformersPolicy
+from agentrl.rollout.collector import Collector
 from agentrl.rollout.plan import BranchRule, GroupPlan
+from agentrl.tasks import Task
 from agentrl.trajectory import StopReason, Tree
 
 RULES = [BranchRule.PAPER, BranchRule.REFERENCE, BranchRule.TOP_ENTROPY, BranchRule.RANDOM]
@@ -22,7 +27,6 @@ def branching(rule: BranchRule, size: int = 8, initial: int = 4, **changes: Any)
 
 
 def two_turns(request: Request, text: str) -> Reply:
-    from rollout_scripts import call
 
     return Reply("total 3") if "tool_response" in text else Reply(call(3))
 
@@ -63,10 +67,6 @@ def test_a_trajectory_token_by_token(make_collector: Any, byte_tokenizer: Any) -
 
 
 def test_several_calls_in_a_turn_when_turns_end_at_the_end_of_turn(byte_tokenizer: Any) -> None:
-    from rollout_scripts import Counting, call
-
-    from agentrl.chat.template import ChatFormat
-    from agentrl.rollout.collector import Collector
 
     chat = ChatFormat(byte_tokenizer, stop_at_tool_call=False)
 
@@ -108,8 +108,6 @@ def test_invariants_of_branching(make_collector: Any, rule: BranchRule, seed: in
 
 def test_a_branch_shares_its_parents_tool_state_and_goes_its_own_way(make_collector: Any, byte_tokenizer: Any) -> None:
     """Totals along every path must be running sums of the amounts on that very path."""
-    import re
-
     found = 0
     for tree in make_collector().collect(range(10), branching(BranchRule.RANDOM, alpha=1.0), seed=3):
         for leaf in tree.leaves:
@@ -127,7 +125,6 @@ def test_the_same_tree_whatever_the_completion_order(
     make_collector: Any, byte_tokenizer: Any, rule: BranchRule
 ) -> None:
     """Tools that sleep at random in threads against inline tools, and another order inside the policy."""
-    from rollout_scripts import SlowCounting, random_script
 
     def shuffled(request: Request, text: str) -> Reply:
         reply = random_script(request, text)
@@ -145,7 +142,6 @@ def test_the_same_tree_whatever_the_completion_order(
 
 def test_a_sleeping_tool_delays_nobody_else(make_collector: Any) -> None:
     """Eight episodes of four calls; the first call of one of them sleeps. The others finish before it wakes up."""
-    from rollout_scripts import SlowCounting, call
 
     finished: dict[str, float] = {}
 
@@ -164,7 +160,6 @@ def test_a_sleeping_tool_delays_nobody_else(make_collector: Any) -> None:
 
 
 def test_lockstep_waits_for_every_tool(make_collector: Any) -> None:
-    from rollout_scripts import SlowCounting
 
     plan = branching(BranchRule.PAPER)
     expected = [tree.to_json() for tree in make_collector().collect([4], plan, seed=1)]
@@ -173,7 +168,6 @@ def test_lockstep_waits_for_every_tool(make_collector: Any) -> None:
 
 
 def test_infrastructure_failure_makes_an_invalid_leaf_and_nothing_else(make_collector: Any) -> None:
-    from rollout_scripts import call
 
     def script(request: Request, text: str) -> Reply:
         if "tool_response" in text:
@@ -189,7 +183,6 @@ def test_infrastructure_failure_makes_an_invalid_leaf_and_nothing_else(make_coll
 
 
 def test_an_error_in_user_code_is_not_swallowed(make_collector: Any) -> None:
-    from rollout_scripts import Counting
 
     class Broken(Counting):
         def reward(self, task: Any, episode: Any) -> float:
@@ -200,7 +193,6 @@ def test_an_error_in_user_code_is_not_swallowed(make_collector: Any) -> None:
 
 
 def test_limits_end_episodes_and_the_environment_judges_them(make_collector: Any) -> None:
-    from rollout_scripts import call
 
     def talkative(request: Request, text: str) -> Reply:
         return Reply("x" * 1000)
@@ -221,7 +213,6 @@ def test_limits_end_episodes_and_the_environment_judges_them(make_collector: Any
 
 
 def test_an_environment_that_cannot_fork_refuses_to_branch(make_collector: Any) -> None:
-    from rollout_scripts import Counter, Counting
 
     class Unforkable(Counter):
         replayable = False
@@ -236,12 +227,9 @@ def test_an_environment_that_cannot_fork_refuses_to_branch(make_collector: Any) 
 
 
 def test_a_group_must_start_alike(make_collector: Any) -> None:
-    from rollout_scripts import Counting
 
     class Fickle(Counting):
         def tasks(self, split: str) -> Any:
-            from agentrl.tasks import Task
-
             return [Task("t", f"Count to {random.random()}.", "1")]
 
     with pytest.raises(ConfigError, match="must start alike"):
@@ -264,7 +252,6 @@ def test_a_real_rollout_computes_every_unique_token_at_most_once(
     make_collector: Any, tiny_llama: Any, byte_tokenizer: Any, rule: BranchRule
 ) -> None:
     """Tool calls come from a model that can only stammer: the environment answers every turn as a failed call."""
-    from rollout_scripts import Counting
 
     class Answering(Counting):
         """Every turn is taken for a call, so that there are results to branch after."""

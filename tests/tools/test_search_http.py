@@ -173,11 +173,11 @@ def test_what_may_pass_is_tried_again(serve: Serve, failure: Answer) -> None:
 @pytest.mark.parametrize("failure", [hang_up, reply(b"", 503)])
 def test_what_does_not_pass_is_an_infrastructure_failure(serve: Serve, failure: Answer) -> None:
     server = serve(failure)
-    with pytest.raises(InfrastructureError, match=rf"{server.url}/retrieve failed: .* \(tried \d+ times in 0.3 s\)"):
+    message = rf"{server.url}/retrieve failed: .* \(tried (once|\d+ times) in 0.3 s\)"
+    with pytest.raises(InfrastructureError, match=message):
         HttpRetriever(server.url, deadline_s=0.3).retrieve("q", 2)
-    assert (
-        2 <= len(server.requests) <= 20
-    )  # pauses of 10, 20, 40 ms ... halved at most: 5 + 10 + 20 + 40 + 80 + 160 > 300
+    # Pauses of 10, 20, 40 ... ms, drawn down to half of that at most: 5 + 10 + 20 + 40 + 80 + 160 > 300.
+    assert len(server.requests) <= 7
 
 
 @pytest.mark.parametrize(

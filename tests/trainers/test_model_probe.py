@@ -15,8 +15,6 @@ from transformers import (
     CohereForCausalLM,
     Gemma2Config,
     Gemma2ForCausalLM,
-    GraniteConfig,
-    GraniteForCausalLM,
     LlamaForCausalLM,
     LlamaModel,
     MambaConfig,
@@ -51,7 +49,7 @@ def assert_scores_are_plain(scorer: TokenScorer, trees: list[Tree]) -> None:
     ("make", "transform"),
     [
         (lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25)), LogitTransform(scale=0.25)),
-        (lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=8.0)), LogitTransform(scale=1 / 8)),
+        (FAMILIES["granite"], LogitTransform(scale=1 / 8)),
         (FAMILIES["llama"], LogitTransform()),
     ],
 )
@@ -61,6 +59,7 @@ def test_scaled_logits(make: Any, transform: LogitTransform) -> None:
     assert LogitTransform.of(model) == transform
     scorer = TokenScorer(model)
     assert scorer.packs
+    assert scorer.split([agent_tree(), agent_tree()], 400) == [[0, 1]]  # 162 unique tokens each
     assert_scores_are_plain(scorer, TREES)
 
 
@@ -118,7 +117,7 @@ def test_layers_that_take_no_mask_fall_back_to_padding_with_one_warning(make: An
     assert re.search(f"cannot run packed token trees: .*{reason}", str(caught[0].message))
     assert not scorer.packs
     assert scorer.pack(TREES).is_causal
-    assert scorer.split([agent_tree(), agent_tree()], 300) == [[0], [1]]  # 6 * 47 padded tokens each, 162 unique
+    assert scorer.split([agent_tree(), agent_tree()], 400) == [[0], [1]]  # 6 * 47 padded tokens each, 162 unique
 
 
 def deafen(body: torch.nn.Module, *dropped: str) -> None:

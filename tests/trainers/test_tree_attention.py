@@ -14,7 +14,7 @@ from agentrl.trainers.forward import TokenScorer
 from agentrl.trainers.packing import pack_trees
 from agentrl.trainers.tree_attention import QueryBlocks, cut_blocks
 
-FAMILIES = ["llama", "qwen3", "gpt_neox", "gpt2"]  # with and without grouped key/value heads
+FAMILIES = ["llama", "qwen3", "gpt_neox", "granite", "gpt2"]  # grouped heads or not, and a scale of its own
 TREES = [agent_tree(prompt=24), agent_tree(prompt=20), random_tree(3)]  # two rows, the last tree behind the second
 
 
