@@ -51,7 +51,7 @@ def make(env_id: str, **arguments: Any) -> gymnasium.Env[str, str]:
     name = env_id if "/" in env_id else ":".join([*env_id.split(":")[:-1], f"{NAMESPACE}/{env_id.split(':')[-1]}"])
     try:
         return gymnasium.make(name, **arguments)
-    except gymnasium.error.NameNotFound:  # unknown name, namespace or version, or not the form of an id
+    except gymnasium.error.Error:  # unknown name, namespace or version, or not the form of an id
         known = [key for key in gymnasium.registry if key.startswith(f"{NAMESPACE}/")]
         raise UnknownNameError(f"Unknown environment {env_id!r}. {nearest(name, known)}") from None
     except ModuleNotFoundError as error:
