@@ -13,7 +13,7 @@ from typing import Any
 from agentrl.errors import DataError
 
 _ANSWER_TAG = re.compile(r"</?answer>")
-_ANSWER_WORDS = re.compile(r"\banswer\**\s*(?::|is\b\s*:?)\**", re.IGNORECASE)
+_ANSWER_WORDS = re.compile(r"\banswer\**\s*(?::|is\b\s*:?)(?:\*\*(?=\s))?", re.IGNORECASE)
 _BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
 _QUOTES = ("**", "`", "$", '"', "'")
 

@@ -71,11 +71,11 @@ LINKS: Mapping[Kind, Sequence[Link]] = {
         Link("mayor", Kind.PERSON, "the mayor of {}"),
     ),
     Kind.COMPANY: (
-        Link("seat", Kind.TOWN, "the home town of {}"),
+        Link("home", Kind.TOWN, "the home town of {}"),
         Link("founder", Kind.PERSON, "the founder of {}"),
     ),
     Kind.SCHOOL: (
-        Link("place", Kind.TOWN, "the home town of {}"),
+        Link("home", Kind.TOWN, "the home town of {}"),
         Link("founder", Kind.PERSON, "the founder of {}"),
     ),
     Kind.BOOK: (
@@ -124,13 +124,13 @@ _TEXTS: Mapping[Kind, Sequence[str]] = {
     ),
     Kind.COMPANY: (
         "{name} is a company that makes {goods}. It was founded by {founder} in {founding_year}. {name} has its seat "
-        "in {seat} and has {employees} employees.",
+        "in {home} and has {employees} employees.",
         "In {founding_year}, {founder} founded {name}, a maker of {goods}. {name} employs {employees} people; its seat "
-        "is in {seat}.",
+        "is in {home}.",
     ),
     Kind.SCHOOL: (
-        "{name} is a school in {place}. {founder} founded it in {founding_year}. {name} has {students} students.",
-        "The school {name} stands in {place} and was founded by {founder} in {founding_year}. {students} students go "
+        "{name} is a school in {home}. {founder} founded it in {founding_year}. {name} has {students} students.",
+        "The school {name} stands in {home} and was founded by {founder} in {founding_year}. {students} students go "
         "to {name}.",
     ),
     Kind.BOOK: (

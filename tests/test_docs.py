@@ -36,6 +36,7 @@ _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _ROW = re.compile(r"^\| `([^`]+)` \| `?([^|`]*)`? \|", re.MULTILINE)
 _FOLDERS = "agentrl|benchmarks|docs|envs|examples|sandbox|tests|tools|trainers"
 _PATH = re.compile(rf"(?:{_FOLDERS})/[\w/.*-]*")
+_PLACEHOLDER = re.compile(r"^\[?key=|=\.\.\.$", re.IGNORECASE)
 _ENV_ID = re.compile(r"agentrl/\w+-v\d+")
 
 
@@ -140,7 +141,7 @@ def problem_of(command: str) -> str | None:
                 return f"{command!r}: no option {word!r}"
             if not options[word].is_flag and words:
                 words.pop(0)
-        elif node.name == "train" and "=" in word and not word.startswith("KEY="):
+        elif node.name == "train" and "=" in word and not _PLACEHOLDER.search(word):
             overrides.append(word)
     try:
         load_config(TrainSettings, overrides=["env.id=x", *overrides])

@@ -3,6 +3,7 @@
 import contextlib
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +17,9 @@ from agentrl.rollout.plan import BranchRule, GroupPlan
 from agentrl.rollout.track import TurnOutcome, finished_leaf, invalid_leaf, opening_messages, play_turn
 from agentrl.seeding import derive
 from agentrl.trajectory import Leaf, Tree
+
+_FAREWELL_S = 1.0
+"""After a failure, time for the other episodes to close what they have open."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +173,7 @@ def _in_threads(
 ) -> Generator[tuple[_Job, _Episode]]:
     """Plays jobs in their order and gives them back as they finish.
 
-    The threads are daemons, and nobody waits for them after a failure: a request can take minutes, and Ctrl-C must not.
+    The threads are daemons that nobody waits for long after a failure: a request can take minutes, and Ctrl-C must not.
     """
     waiting: queue.SimpleQueue[_Job] = queue.SimpleQueue()
     for job in jobs:
@@ -199,5 +203,6 @@ def _in_threads(
             yield job, outcome
     finally:
         stop.set()
-    for thread in threads:
-        thread.join()
+        ends_at = time.monotonic() + _FAREWELL_S
+        for thread in threads:
+            thread.join(max(0.0, ends_at - time.monotonic()))

@@ -26,6 +26,7 @@ from agentrl.errors import DataError
         ("  Paris. ", "Paris"),
         ("The answer is 408.", "408"),
         ("The final answer is: **408**", "408"),
+        ("so the answer is **408**.", "408"),
         ("Answer: Paris\nI hope this helps.", "Paris"),
         ("**Answer:** Paris", "Paris"),
         ("**Answer**: `Paris`", "Paris"),
@@ -186,7 +187,7 @@ def test_time_grows_with_the_length_of_the_text_only(unit: str) -> None:
 
     seconds(10_000)
     # Quadratic time would be 10,000 times as long for 100 times the text.
-    assert seconds(200_000) < 1000 * max(seconds(2_000), 1e-3)
+    assert seconds(60_000) < 1000 * max(seconds(600), 1e-3)
 
 
 def test_numbers_too_long_for_exact_arithmetic_are_none() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from agentrl.envs import ArithmeticEnv
 from agentrl.envs.terms import Term, number, plain
-from agentrl.tasks import Task
+from agentrl.tasks import Task, split_of
 from agentrl.tools.calculator import calculate
 
 LEVELS = range(1, 6)
@@ -124,6 +124,14 @@ def test_splits_share_no_set_of_numbers(level: int) -> None:
     assert not {t.metadata["content"] for t in tasks(level, "train", 400)} & {
         t.metadata["content"] for t in tasks(level, "test", 200)
     }
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_split_is_decided_by_the_numbers_alone(level: int) -> None:
+    for task in tasks(level):
+        numbers = [n for step in task.metadata["steps"] for n in _NUMBER.findall(step)]
+        assert task.metadata["content"].split() == sorted(numbers)
+        assert split_of(task.metadata["content"]) == "train"
 
 
 def test_seed_names_other_problems_and_levels_mix() -> None:

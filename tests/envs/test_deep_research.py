@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 from numpy.random import Generator
+from world_reading import readings
 
 from agentrl.chat.tool_calls import format_tool_call
 from agentrl.envs import DeepResearchEnv, deep_research
@@ -30,6 +31,41 @@ def tasks(level: int, split: str = "train") -> list[Task]:
 def test_answers_are_those_of_the_calculator(level: int, split: str) -> None:
     for task in tasks(level, split):
         assert Fraction(calculate(task.metadata["expression"])) == Fraction(task.answer), task
+
+
+def read(task: Task, split: str) -> Fraction:
+    """The answer by the words of the question alone."""
+
+    def value(phrase: str) -> Fraction:
+        (number,) = readings(world(0, split), phrase)
+        return Fraction(number)
+
+    exact = None
+    for pattern, formula in QUESTIONS.items():
+        match = re.fullmatch(pattern, str(task.prompt))
+        if match:
+            assert exact is None, f"two readings of {task.prompt}"
+            exact = formula(*map(value, match.groups()))
+    assert exact is not None, f"no reading of {task.prompt}"
+    return Fraction(exact)
+
+
+QUESTIONS = {
+    r"What is the sum of (.*) and (.*)\?": lambda a, b: a + b,
+    r"What is (.*) minus (.*)\?": lambda a, b: a - b,
+    r"What percentage of (.*) is (.*)\? Round to two decimals\.": lambda a, b: 100 * b / a,
+    r"What is the average of (.*), (.*) and (.*)\? Round to two decimals\.": lambda a, b, c: (a + b + c) / 3,
+    r"Take the sum of (.*) and (.*)\. How much is left if you subtract (.*)\?": lambda a, b, c: a + b - c,
+    r"Take the sum of (.*) and (.*)\. What percentage of it is (.*)\? Round to two decimals\.": (
+        lambda a, b, c: 100 * c / (a + b)
+    ),
+}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_the_words_give_the_answer(level: int) -> None:
+    for task in tasks(level, "test")[:40]:
+        assert abs(read(task, "test") - Fraction(task.answer)) <= Fraction(1, 200), task  # rounded to two decimals
 
 
 @pytest.mark.parametrize(("level", "num_facts", "num_documents"), [(1, 2, 2), (2, 2, 4), (3, 3, 6)])

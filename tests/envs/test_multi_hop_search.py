@@ -4,6 +4,7 @@ import re
 from collections import Counter
 
 import pytest
+from world_reading import readings
 
 from agentrl.envs import MultiHopSearchEnv
 from agentrl.envs.chains import draw_chain
@@ -103,6 +104,12 @@ def test_worlds_and_indexes_are_built_once_and_shared() -> None:
     assert one.fork().tools[0] is one.tools[0]
 
 
+def test_one_phrase_means_one_fact() -> None:
+    meanings = {(fact.phrase, fact.name) for kind in Kind for fact in (*LINKS[kind], *MEASURES[kind])}
+    assert len(meanings) == len({phrase for phrase, _ in meanings})
+    assert all(phrase.startswith("the ") and phrase.endswith(" {}") for phrase, _ in meanings)
+
+
 def test_names_are_drawn_once() -> None:
     source = NameSource(generator(0, "names"))
     words = [source.word() for _ in range(3000)]
@@ -124,43 +131,12 @@ def test_the_number_of_documents_to_read_is_the_level(level: int) -> None:
         assert not any(name in str(task.prompt) for name in [*path[1:], task.answer[0]]), task
 
 
-def answers_by_reading(world: World, task: Task) -> set[str]:
-    """Every answer that the question admits, found by taking its words apart, without the path of the task.
-
-    A phrase is undone from the outside in: what fits "the founder of ..." is resolved after what stands inside.
-    """
-    names = {entity.name: entity for entity in world.entities}
-    phrase = str(task.prompt).split(" is ", 1)[1].removesuffix("?")
-
-    def entities(text: str) -> list[int]:
-        text = text.removeprefix("the River ") if text.startswith("the River ") else text
-        if text in names or f"River {text}" in names:
-            return [(names.get(text) or names[f"River {text}"]).number]
-        return [number for _, number in steps(text) if number is not None]
-
-    def steps(text: str) -> list[tuple[str, int | None]]:
-        found: list[tuple[str, int | None]] = []
-        for kind in Kind:
-            for fact in (*LINKS[kind], *MEASURES[kind]):
-                opening = fact.phrase.removesuffix("{}")
-                if text.startswith(opening):
-                    for inner in entities(text.removeprefix(opening)):
-                        entity = world.entities[inner]
-                        if entity.kind is kind and fact.name in entity.links:
-                            target = entity.links[fact.name]
-                            found.append((world.entities[target].name, target))
-                        elif entity.kind is kind:
-                            found.append((str(entity.measures[fact.name]), None))
-        return found
-
-    return {answer for answer, _ in steps(phrase)}
-
-
 @pytest.mark.parametrize("level", range(1, 5))
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_the_answer_is_the_only_one(level: int, split: str) -> None:
     for task in tasks(level, split):
-        assert answers_by_reading(world(0, split), task) == {task.answer[0]}, task
+        phrase = str(task.prompt).split(" is ", 1)[1].removesuffix("?")
+        assert readings(world(0, split), phrase) == {task.answer[0]}, task
 
 
 @pytest.mark.parametrize("level", range(2, 5))

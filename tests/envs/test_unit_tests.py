@@ -89,8 +89,9 @@ def test_expected_values_never_enter_the_sandbox() -> None:
     assert "secret" not in str(sandbox.given)
 
 
-def test_a_killed_test_fails_the_ones_after_it(reward: UnitTestReward) -> None:
-    code = "def f(n):\n    while n == 2:\n        pass\n    return n"
+@pytest.mark.parametrize("fatal", ["while True:\n            pass", "os.kill(os.getpid(), 9)"])
+def test_a_killed_test_fails_the_ones_after_it(reward: UnitTestReward, fatal: str) -> None:
+    code = f"import os\n\ndef f(n):\n    if n == 2:\n        {fatal}\n    return n"
     tests = [{"call": f"f({n})", "expected": n} for n in (1, 2, 3, 4)]
     assert judged(reward, code, tests) == 0.25
 

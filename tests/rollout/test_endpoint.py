@@ -30,6 +30,9 @@ Serve = Callable[[Brain], ModelServer]
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     with serving(monkeypatch) as start:
         yield start
+    for thread in threading.enumerate():  # nobody waits for them after an error, but they end
+        if thread.name == "episode":
+            thread.join(30)
 
 
 def counts(body: Body) -> Body:
@@ -341,7 +344,7 @@ def test_an_error_in_user_code_is_not_swallowed(serve: Serve) -> None:
         collect(serve(counts), tasks=4, env=Broken)
 
 
-def test_a_server_that_is_not_there_is_one_clear_error() -> None:
+def test_a_server_that_is_not_there_is_one_clear_error(serve: Serve) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{probe.getsockname()[1]}/v1"
@@ -393,7 +396,7 @@ def test_a_key_that_no_header_can_hold_is_refused_unseen(key: str) -> None:
 
 def test_nobody_waits_for_a_stalled_server_after_an_error(serve: Serve) -> None:
     """As on Ctrl-C: the stalled request would take a minute."""
-    server = serve(failing_after_first(stalls))
+    server = serve(lambda body: failing_after_first(refuses("") if server.released.is_set() else stalls)(body))
 
     def interrupt(tree: Tree) -> None:
         raise KeyboardInterrupt
@@ -403,8 +406,6 @@ def test_nobody_waits_for_a_stalled_server_after_an_error(serve: Serve) -> None:
         collect(server, tasks=2, max_concurrent_episodes=2, on_tree=interrupt)
     assert time.monotonic() - begun < 30
     server.released.set()
-    for thread in [thread for thread in threading.enumerate() if thread.name == "episode"]:
-        thread.join()
 
 
 def test_a_served_model_cannot_branch(serve: Serve) -> None:
