@@ -48,6 +48,10 @@ class ForkError(AgentRLError, RuntimeError):
     """A half-finished episode cannot be copied, so branching is not possible there."""
 
 
+class UnforkableStateError(ForkError):
+    """This one episode is in a state that cannot be copied; others of the same environment may well be."""
+
+
 class ChatTemplateError(AgentRLError, ValueError):
     """A chat template cannot be used token-exactly; the message holds the remedy."""
 

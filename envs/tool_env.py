@@ -14,7 +14,7 @@ from agentrl import messages as msg
 from agentrl.chat.tool_calls import parse_tool_calls, visible_text
 from agentrl.envs.episode import CallRecord, Episode
 from agentrl.envs.spaces import TextSpace
-from agentrl.errors import ConfigError, ForkError, InfrastructureError
+from agentrl.errors import ConfigError, ForkError, InfrastructureError, UnforkableStateError
 from agentrl.messages import JsonDict, MalformedCall, Message, ToolCall
 from agentrl.tasks import Task
 from agentrl.text import clean_text
@@ -225,7 +225,8 @@ class ToolEnv(gymnasium.Env[str, str]):
 
         Raises:
             gymnasium.error.ResetNeeded: The episode has ended, or none was started.
-            ForkError: A tool can do neither, a repeated call gave another result, or an attribute cannot be copied.
+            UnforkableStateError: A repeated call gave another result.
+            ForkError: A tool can do neither, or an attribute cannot be copied.
         """
         _, toolbox = self._running()
         shared = (self._task_sets, self._task, self.tools, self.spec)
@@ -258,7 +259,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             for number, record in enumerate(self._episode.calls):
                 text = toolbox.call(record.call).text
                 if text != record.result.text:
-                    raise ForkError(
+                    raise UnforkableStateError(
                         f"Repeating call {number} of tool {record.result.tool!r} gave another result "
                         f"({text[:80]!r} instead of {record.result.text[:80]!r}); give the tool a fork() of its own."
                     ) from reason
@@ -300,7 +301,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             success = self.success(task, episode, final)
             reward += final
         if not math.isfinite(reward):
-            raise ValueError(f"{type(self).__name__} gave a reward of {reward} for task {task.id}; it must be finite.")
+            raise ConfigError(f"{type(self).__name__} gave a reward of {reward} for task {task.id}; it must be finite.")
         if played or not episode.turn_rewards:
             episode.turn_rewards.append(float(reward))
         else:

@@ -1,5 +1,6 @@
 """The documentation is true: its Python runs and prints what it says, and what it names exists."""
 
+import itertools
 import json
 import os
 import re
@@ -33,7 +34,7 @@ SHELL = ("sh", "bash", "shell", "console")
 _FENCE = re.compile(r"^```([^\n`]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
-_ROW = re.compile(r"^\| `([^`]+)` \| `?([^|`]*)`? \|", re.MULTILINE)
+_ROW = re.compile(r"^\| `([^`]+)` \| (.*?) \|", re.MULTILINE)
 _FOLDERS = "agentrl|benchmarks|docs|envs|examples|sandbox|tests|tools|trainers"
 _PATH = re.compile(rf"(?:{_FOLDERS})/[\w/.*-]*")
 _PLACEHOLDER = re.compile(r"^\[?key=|=\.\.\.$", re.IGNORECASE)
@@ -51,9 +52,8 @@ class Block:
 
 
 def blocks_of(markdown: str) -> list[Block]:
-    return [
-        Block(match[1].strip(), match[2], markdown.count("\n", 0, match.start(2))) for match in _FENCE.finditer(markdown)
-    ]
+    fences = _FENCE.finditer(markdown)
+    return [Block(fence[1].strip(), fence[2], markdown.count("\n", 0, fence.start(2))) for fence in fences]
 
 
 def spans_of(markdown: str) -> list[str]:
@@ -83,7 +83,7 @@ def wrong_outputs(page: str, markdown: str, folder: Path) -> list[str]:
     if result.returncode:
         return [result.stderr]
     printed = dict(zip(runnable, json.loads(result.stdout), strict=True))
-    expected = {block: after for block, after in zip(blocks, blocks[1:], strict=False) if after.info == OUTPUT}
+    expected = {block: after for block, after in itertools.pairwise(blocks) if after.info == OUTPUT}
     return [
         f"{page}, line {block.line}: printed\n{text}"
         for block, text in printed.items()
@@ -96,11 +96,24 @@ def test_python_runs_and_prints_what_the_page_says(page: Path, tmp_path: Path) -
     assert wrong_outputs(page.name, page.read_text(), tmp_path) == []
 
 
+def unchecked(markdown: str) -> Iterator[int]:
+    """Lines of Python that nobody runs, and of output that nobody compares."""
+    blocks = blocks_of(markdown)
+    for before, block in itertools.pairwise([Block("", "", 0), *blocks]):
+        is_python = block.info.split()[:1] in (["python"], ["py"])
+        if (is_python and block.info != RUNNABLE) or (block.info == OUTPUT and before.info != RUNNABLE):
+            yield block.line
+
+
 @every_page()
 def test_no_python_escapes(page: Path) -> None:
-    unmarked = [block.line for block in blocks_of(page.read_text()) if block.info.split()[:1] in (["python"], ["py"])]
-    runnable = [block.line for block in blocks_of(page.read_text()) if block.info == RUNNABLE]
-    assert unmarked == runnable, f"mark Python as ```{RUNNABLE}; it is executed then"
+    lines = list(unchecked(page.read_text()))
+    assert lines == [], f"mark Python as ```{RUNNABLE}, and put ```{OUTPUT} right behind it"
+
+
+def test_escaped_python_is_found() -> None:
+    assert list(unchecked("```python runnable\nx\n```\n```text output\n```\n```text\n```\n")) == []
+    assert list(unchecked("```python\nx\n```\n\n```text output\n```\n")) == [1, 5]
 
 
 def test_broken_python_is_found(tmp_path: Path) -> None:
@@ -110,7 +123,7 @@ def test_broken_python_is_found(tmp_path: Path) -> None:
     (failure,) = wrong_outputs("p.md", page.replace("x + 1", "x / 0"), tmp_path)
     assert 'File "p.md", line 6' in failure
     assert "ZeroDivisionError" in failure
-    contract = "```python runnable\nclass TestIt:\n    def test_it(self): raise AssertionError('of the contract')\n```\n"
+    contract = "```python runnable\nclass TestIt:\n    def test_it(self): raise ValueError('of the contract')\n```\n"
     assert "of the contract" in wrong_outputs("p.md", contract, tmp_path)[0]
 
 
@@ -159,7 +172,7 @@ def test_wrong_commands_are_found() -> None:
     page = "Type `agentrl trian x` or\n```sh\nagentrl eval m --wrong 3  # comment\nmake train\n```\n"
     assert commands_of(page) == ["agentrl eval m --wrong 3 ", "agentrl trian x"]
     assert [bool(problem_of(command)) for command in commands_of(page)] == [True, True]
-    right = ["train c.yaml seed=3 --resume", "train CONFIG KEY=VALUE", "new env Letters", "eval m --json x", "--help"]
+    right = ["train c.yaml seed=3 --resume", "train CONFIG KEY=VALUE", "train seed=...", "new env X", "eval m --json x"]
     assert [problem_of(f"agentrl {command}") for command in right] == [None] * 5
     wrong = ["train c.yaml sede=3", "train c.yaml seed=x", "new tool x", "--wrong"]
     assert all(problem_of(f"agentrl {command}") for command in wrong)
@@ -210,7 +223,7 @@ def test_settings_have_the_defaults_of_the_table() -> None:
     assert len(rows) > 15
     default = load_config(TrainSettings, overrides=["env.id=x"])
     for key, value in rows.items():
-        assert load_config(TrainSettings, overrides=["env.id=x", f"{key}={value}"]) == default, key
+        assert load_config(TrainSettings, overrides=["env.id=x", f"{key}={value.strip('`')}"]) == default, key
 
 
 # Names and links -----------------------------------------------------------------------------------------------------

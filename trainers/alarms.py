@@ -21,7 +21,8 @@ class Alarms:
         """The warnings that this update gives rise to.
 
         Args:
-            metrics: Needs "frac_reward_zero_std", "entropy", "tool_calls", "success", "invalid_episodes", "episodes".
+            metrics: Needs "frac_reward_zero_std", "entropy", "tool_calls", "success", "invalid_episodes", "episodes",
+                "failed_forks", "branches".
         """
         if self._first_entropy is None:
             self._first_entropy = metrics["entropy"]
@@ -51,6 +52,12 @@ class Alarms:
                     "invalid episodes",
                     metrics["invalid_episodes"] > 0.1 * (metrics["episodes"] + metrics["invalid_episodes"]),
                     "More than a tenth of the episodes are invalid because infrastructure failed; see trees.jsonl.",
+                ),
+                (
+                    "failed forks",
+                    metrics["failed_forks"] > 0 and metrics["branches"] == 0.0,
+                    "No trajectory could be branched, because tools gave other results when their calls were repeated. "
+                    "Give them a fork() of their own, or use a recipe without branching.",
                 ),
             )
             if self._lasts(name, holds)

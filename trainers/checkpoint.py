@@ -4,6 +4,8 @@ All random streams derive from (seed, update), so what has to be saved is short:
 run is. A checkpoint is a folder that `AutoModelForCausalLM.from_pretrained` loads, plus `trainer.pt`.
 """
 
+import pickle
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,11 @@ import torch
 
 from agentrl.errors import CheckpointError
 from agentrl.files import atomic_directory
+from agentrl.trainers.optimizer import MasterAdamW
 
 _STATE = "trainer.pt"
+_KEPT = 2
+"""Checkpoints of a run that stay: the latest, and the one before in case that disk block goes bad."""
 
 
 @dataclass(slots=True)
@@ -34,10 +39,8 @@ class Progress:
     """Evaluation reports so far, as JSON."""
 
 
-def save_checkpoint(
-    folder: Path, model: Any, tokenizer: Any, optimizer: torch.optim.Optimizer, progress: Progress
-) -> Path:
-    """Writes the checkpoint of an update, completely or not at all.
+def save_checkpoint(folder: Path, model: Any, tokenizer: Any, optimizer: MasterAdamW, progress: Progress) -> Path:
+    """Writes the checkpoint of an update, completely or not at all, and removes all but the last two.
 
     Args:
         folder: The run's folder of checkpoints.
@@ -57,6 +60,8 @@ def save_checkpoint(
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
         torch.save({"optimizer": optimizer.state_dict(), "progress": asdict(progress)}, new / _STATE)
+    for old in _checkpoints(folder)[:-_KEPT]:
+        shutil.rmtree(old)
     return target
 
 
@@ -66,7 +71,7 @@ def latest_checkpoint(folder: Path) -> Path:
     Raises:
         CheckpointError: There is none.
     """
-    found = sorted(path for path in folder.glob("update-*") if (path / _STATE).is_file())
+    found = _checkpoints(folder)
     if not found:
         raise CheckpointError(
             f"{folder} holds no checkpoint, so there is nothing to resume. Start a new run in another folder, or "
@@ -84,5 +89,9 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], Progress]:
     try:
         state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
         return state["optimizer"], Progress(**state["progress"])
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"Checkpoint {path} cannot be read: {error}") from error
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("update-*") if (path / _STATE).is_file())

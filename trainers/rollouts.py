@@ -134,6 +134,7 @@ def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:
         "tool_errors": sum(sum(leaf.tool_errors.values()) for leaf in leaves) / total,
         "truncated": sum(leaf.stop_reason.is_truncation for leaf in leaves) / total,
         "branches": sum(leaf.fork_of is not None for leaf in leaves) / max(1, len(trees)),
+        "failed_forks": float(sum(tree.metadata.get("failed_forks", 0) for tree in trees)),
         "episodes": float(len(leaves)),
         "invalid_episodes": float(sum(not leaf.valid for tree in trees for leaf in tree.leaves)),
         "sampled_tokens": float(num_sampled),

@@ -131,8 +131,8 @@ class TrainSettings(Config):
     group: GroupSettings = GroupSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
-    checkpoint_every: NonNegativeInt = 0
-    """Updates between checkpoints; 0: only at the end."""
+    checkpoint_every: NonNegativeInt = 20
+    """Updates between checkpoints, of which the last two are kept; 0: only at the end."""
     keep_trees_every: NonNegativeInt = 10
     """Updates between samples of trajectories written to the run folder; 0: none."""
     threads: PositiveInt | None = None

@@ -18,6 +18,7 @@ from agentrl.trainers.objective import (
     compute_weights,
     policy_loss,
 )
+from agentrl.trainers.optimizer import MasterAdamW
 from agentrl.trainers.recipe import Recipe
 from agentrl.trainers.settings import OptimizerSettings
 from agentrl.trajectory import Tree
@@ -64,12 +65,7 @@ class Updater:
         self._total_updates = total_updates
         self._reference = reference
         self.parameters = [p for p in scorer.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=settings.learning_rate,
-            betas=settings.betas,
-            weight_decay=settings.weight_decay,
-        )
+        self.optimizer = MasterAdamW(self.parameters, settings)
 
     def update(self, trees: Sequence[Tree], *, number: int, seed: int) -> dict[str, float]:
         """Trains on the episodes of one rollout.
@@ -86,8 +82,8 @@ class Updater:
             PolicyError: The gradient is not finite.
         """
         groups = [tree for tree in trees if tree.valid_leaves]
-        for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self._settings.learning_rate * schedule(self._settings, number, self._total_updates)
+        factor = schedule(self._settings, number, self._total_updates)
+        self.optimizer.learning_rate = self._settings.learning_rate * factor
         steps: list[dict[str, float]] = []
         batch, reference = self._prepare(groups)
         advantages = compute_advantages(self._recipe, batch, old_logprobs=batch.logprobs, ref_logprobs=reference)
@@ -99,7 +95,7 @@ class Updater:
                 parts = self._parts(groups, chosen, batch, reference, advantages)
                 steps.append(self._step(parts))
         means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
-        return {**means, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        return {**means, "learning_rate": self.optimizer.learning_rate}
 
     def _prepare(self, groups: list[Tree]) -> tuple[PathBatch, Tensor | None]:
         """All trajectories as rows on the model's device, and the reference's opinion of them."""
@@ -137,7 +133,7 @@ class Updater:
 
     def _step(self, parts: Iterator[_Part]) -> dict[str, float]:
         self._scorer.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad()
         losses: list[float] = []
         metrics: list[Metrics] = []
         for part in parts:
@@ -145,14 +141,13 @@ class Updater:
             loss.backward()  # type: ignore[no-untyped-call]
             losses.append(float(loss.detach()))
             metrics.append(part_metrics)
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self._settings.max_grad_norm)
-        if not torch.isfinite(norm):
+        norm = self.optimizer.step()
+        if not math.isfinite(norm):
             raise PolicyError(
-                f"The gradient norm is {float(norm)}: the update would destroy the weights. Lower "
+                f"The gradient norm is {norm}: the update would destroy the weights, so it was not made. Lower "
                 "optimizer.learning_rate, or use float32."
             )
-        self.optimizer.step()
-        return {"loss": sum(losses), "grad_norm": float(norm), **average_metrics(metrics)}
+        return {"loss": sum(losses), "grad_norm": norm, **average_metrics(metrics)}
 
     def _loss(self, part: _Part) -> tuple[Tensor, Metrics]:
         scores = self._scorer.score(part.trees, temperature=self._temperature)

@@ -38,6 +38,8 @@ def find_trained(name: str) -> TrainedModel | None:
         ConfigError: Its settings cannot be read.
     """
     path = Path(name).expanduser()
+    if name == EMBEDDED:
+        return None
     if path.parts[:1] == RUNS.parts and not path.exists():
         raise CheckpointError(f"{path} does not exist. Expected a run folder, or one of its checkpoints.")
     inside = path.parent.name == "checkpoints" and path.is_dir()

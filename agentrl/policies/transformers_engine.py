@@ -121,11 +121,13 @@ class TransformersPolicy:
         gone = self._sequences.pop(sequence, None)
         if gone is None:
             return
-        if gone.request is not None and sequence not in self._waiting:
+        if self._rows.is_active(gone):
             self._rows.deactivate(gone)
         if sequence in self._waiting:
             self._waiting.remove(sequence)
         self._rows.free(gone)
+        if not self._sequences:
+            self._rows.clear()  # the update that follows a rollout needs the memory
 
     def weights_changed(self) -> None:
         """Counts a weight update and drops everything computed with the old weights.

@@ -117,6 +117,7 @@ class Collector:
                             if on_tree:
                                 on_tree(trees[number])
             finally:
+                cf.wait(self._steps)  # an environment must not be closed under a step
                 for number, group in enumerate(groups):
                     if number not in done:
                         group.close()
@@ -168,6 +169,12 @@ class Collector:
 
     def _request(self, group: Group, track: Track) -> None:
         room = self._max_tokens - len(track.token_ids)
+        if room < 1 and track.turn == 0:
+            raise ConfigError(
+                f"Task {group.task} opens with {len(track.token_ids)} tokens, and an episode may have "
+                f"{self._max_tokens}. Raise rollout.max_episode_tokens (the model's context is "
+                f"{self._policy.context_length}), or leave the task out."
+            )
         if room < 1:
             self._receive(group, track, lambda: play_turn(track.env, "", truncate=True))
             return

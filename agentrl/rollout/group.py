@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import gymnasium
 
 from agentrl.chat.template import ChatFormat
-from agentrl.errors import ConfigError, InfrastructureError
+from agentrl.errors import ConfigError, InfrastructureError, UnforkableStateError
 from agentrl.policies.core import Completion, Policy, SequenceId
 from agentrl.rollout.branching import BranchLedger, Moment, TrackKey, opening_entropy
 from agentrl.rollout.plan import BranchRule, GroupPlan
@@ -144,7 +144,11 @@ class Group:
 
     def _from_prompt(self) -> Track:
         env = self._make_env()
-        task_id, messages, tools = opening_messages(env, self.task)
+        try:
+            task_id, messages, tools = opening_messages(env, self.task)
+        except Exception:
+            env.close()
+            raise
         opening = (task_id, list(messages), list(tools))
         if self._root is None:
             prompt = self._chat.prompt_ids(messages, tools)
@@ -181,8 +185,9 @@ class Group:
             return
         try:
             env = fork_env(track.env)
-        except InfrastructureError:
+        except (InfrastructureError, UnforkableStateError):
             self._ledger.withdraw(moment)  # the budget stays for another moment, or for the top-up
+            self._count_failed_fork()
             return
         template = track.copy()
         sequence = self._new_sequence()
@@ -196,7 +201,11 @@ class Group:
         for number in range(granted):
             child = snapshot.template.copy()
             child.key = (*moment.track, moment.turn, number)
-            child.env = fork_env(snapshot.env)
+            try:
+                child.env = fork_env(snapshot.env)
+            except (InfrastructureError, UnforkableStateError):
+                self._count_failed_fork()
+                continue  # the top-up makes up for it
             child.sequence = self._new_sequence()
             child.fork_of = child.segment
             child.first_turn = moment.turn
@@ -204,6 +213,9 @@ class Group:
             self.running[child.key] = child
             yield child
         self._forget(moment)
+
+    def _count_failed_fork(self) -> None:
+        self._tree.metadata["failed_forks"] = self._tree.metadata.get("failed_forks", 0) + 1
 
     def _forget(self, moment: Moment) -> None:
         snapshot = self._snapshots.pop(moment)

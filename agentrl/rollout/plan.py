@@ -57,6 +57,10 @@ class GroupPlan:
             raise ConfigError(f"initial must be between 1 and size={self.size}, got {self.initial}.")
         if self.rule is BranchRule.NONE and self.num_initial != self.size:
             raise ConfigError(f"initial={self.initial} < size={self.size} needs a branch rule other than 'none'.")
+        if self.rule is not BranchRule.NONE and not self.branch_budget:
+            raise ConfigError(
+                f"Branch rule {self.rule.value!r} needs initial < size={self.size}: branches are the rest."
+            )
         if self.probe_tokens < 1 or self.max_branches < 1:
             raise ConfigError("probe_tokens and max_branches must be at least 1.")
 

@@ -36,7 +36,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Any, ti
 def agentrl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """Runs a command in an empty folder, without colors and without folding lines."""
     monkeypatch.chdir(tmp_path)
-    runner = CliRunner(env={"NO_COLOR": "1", "COLUMNS": "400", "HF_HUB_OFFLINE": "1"})
+    runner = CliRunner(env={"NO_COLOR": "1", "COLUMNS": "400"})
 
     def run(*arguments: Any, stdin: str | None = None) -> Result:
         result = runner.invoke(app, [str(argument) for argument in arguments], input=stdin)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from agentrl import json_service
 from agentrl.errors import ConfigError, InfrastructureError
 from agentrl.messages import ToolCall
 from agentrl.tools import Document, Toolbox, http_retriever, http_search
@@ -106,7 +107,7 @@ Serve = Callable[..., Server]
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(http_retriever, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(json_service, "FIRST_PAUSE_S", 0.01)
     servers: list[Server] = []
 
     def start(*answers: Answer) -> Server:
