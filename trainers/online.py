@@ -20,11 +20,12 @@ from agentrl.runs import RunFolder
 from agentrl.seeding import derive
 from agentrl.trainers.alarms import Alarms
 from agentrl.trainers.checkpoint import Progress, save_checkpoint
+from agentrl.trainers.event_log import EventLog
 from agentrl.trainers.forward import TokenScorer
 from agentrl.trainers.models import reference_scores, trainable_model
 from agentrl.trainers.progress import TrainingProgress
 from agentrl.trainers.recipe import Recipe
-from agentrl.trainers.recipes import RECIPES
+from agentrl.trainers.recipes import find_recipe
 from agentrl.trainers.rollouts import TaskOrder, TrainingRollouts, rollout_metrics
 from agentrl.trainers.settings import EnvSettings, GroupSettings, TrainSettings
 from agentrl.trainers.update import Updater
@@ -52,7 +53,7 @@ class OnlineTrainer:
             torch.set_num_threads(settings.threads)
         self.settings = settings
         self.progress = progress or Progress()
-        recipe = RECIPES[settings.recipe]
+        recipe = find_recipe(settings.recipe)
         self.recipe = replace(recipe, sampling=plan_of(recipe, settings.group))
         loaded = trainable_model(settings.model, model_folder, stop_at_tool_call=settings.rollout.stop_at_tool_call)
         self.loaded = loaded
@@ -82,6 +83,7 @@ class OnlineTrainer:
         if optimizer_state is not None:
             self.updater.optimizer.load_state_dict(optimizer_state)
         self._alarms = Alarms()
+        self._logs: tuple[RunFolder | EventLog, ...] = ()
 
     def run(self, folder: RunFolder, display: TrainingProgress) -> dict[str, EvaluationReport]:
         """Evaluates, trains to the last update, evaluates again.
@@ -93,24 +95,36 @@ class OnlineTrainer:
         Returns:
             Held-out reports by moment and decoding: "before", "after", "after_greedy" ...
         """
-        settings = self.settings
-        self._evaluate("before", folder, display)
-        started = time.monotonic() - self.progress.seconds
-        for number in range(self.progress.updates, settings.updates):
-            metrics = self._update(number, folder, display)
-            self.progress.updates = number + 1
-            self.progress.tasks_drawn = self.rollouts.order.position
-            self.progress.seconds = time.monotonic() - started
-            every = settings.evaluation.every
-            if every and (number + 1) % every == 0 and number + 1 < settings.updates:
-                metrics.update(self._held_out(self._measure(f"update-{number + 1}", settings.rollout.sampling)))
-            folder.log(number + 1, metrics)
-            display.update(number + 1, metrics)
-            if settings.checkpoint_every and (number + 1) % settings.checkpoint_every == 0:
-                self.save(folder)
-        self._evaluate("after", folder, display)
+        with EventLog(folder.path / "tensorboard", first_update=self.progress.updates) as events:
+            self._logs = (folder, events)
+            self._evaluate("before", display)
+            started = time.monotonic() - self.progress.seconds
+            for number in range(self.progress.updates, self.settings.updates):
+                metrics = self._update(number, folder, display)
+                self.progress.updates = number + 1
+                self.progress.tasks_drawn = self.rollouts.order.position
+                self.progress.seconds = time.monotonic() - started
+                self._finish_update(number + 1, metrics, folder, display)
+            self._evaluate("after", display)
         self.save(folder)
         return {name: EvaluationReport.from_json(data) for name, data in self.progress.reports.items()}
+
+    def _finish_update(
+        self, done: int, metrics: dict[str, float], folder: RunFolder, display: TrainingProgress
+    ) -> None:
+        """Evaluates and saves if it is time to, and tells."""
+        settings = self.settings
+        every = settings.evaluation.every
+        if every and done % every == 0 and done < settings.updates:
+            metrics.update(self._held_out(self._measure(f"update-{done}", settings.rollout.sampling)))
+        self._log(done, metrics)
+        display.update(done, metrics)
+        if settings.checkpoint_every and done % settings.checkpoint_every == 0:
+            self.save(folder)
+
+    def _log(self, update: int, metrics: dict[str, float]) -> None:
+        for log in self._logs:
+            log.log(update, metrics)
 
     def save(self, folder: RunFolder) -> Path:
         """Writes a checkpoint and returns its folder."""
@@ -144,7 +158,7 @@ class OnlineTrainer:
 
     # Evaluation ------------------------------------------------------------------------------------------------------
 
-    def _evaluate(self, moment: str, folder: RunFolder, display: TrainingProgress) -> None:
+    def _evaluate(self, moment: str, display: TrainingProgress) -> None:
         """Held-out success with the training temperature, and greedy if asked for; done once per moment."""
         decodings = {moment: self.settings.rollout.sampling}
         if self.settings.evaluation.greedy:
@@ -155,7 +169,7 @@ class OnlineTrainer:
                 self.progress.reports[name] = report.to_json()
                 display.say(f"held-out success {name.replace('_', ', ')}: {describe(report)}")
                 if name == moment:
-                    folder.log(self.progress.updates, self._held_out(report))
+                    self._log(self.progress.updates, self._held_out(report))
 
     def _measure(self, name: str, sampling: Sampling) -> EvaluationReport:
         tasks = range(min(self.settings.evaluation.tasks, self._num_test_tasks))

@@ -123,7 +123,7 @@ class TrainSettings(Config):
 
     env: EnvSettings
     recipe: str = "arpo"
-    """As `agentrl algorithms` lists them."""
+    """As `agentrl algorithms` lists them, or "module:name" for one of your own."""
     updates: PositiveInt = 100
     seed: int = 0
     model: ModelSettings = ModelSettings()

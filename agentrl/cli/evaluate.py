@@ -124,7 +124,7 @@ def compare_reports(first: Path, second: Path) -> None:
     for label, report in zip(("first", "second"), reports, strict=True):
         rate = format_estimate(report.success) if report.success else "not measured"
         lines.append((label, f"{rate}  {report.policy}"))
-    lines.append(("second is", format_comparison(result)))
+    lines.append(("compared", format_comparison(result)))
     ours, theirs = (dict(report.settings) for report in reports)
     differing = [key for key in {**ours, **theirs} if ours.get(key) != theirs.get(key)]
     if differing:

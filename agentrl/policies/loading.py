@@ -1,5 +1,6 @@
 """Models by name: the embedded policy, a local folder, or a hub id."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -18,6 +19,8 @@ disable_progress_bar()  # weights load in a moment; a bar for it would stand bet
 
 EMBEDDED = "quickstart"
 """Name of the policy that ships in the package."""
+
+_ADAPTER = "adapter_config.json"
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -51,7 +54,7 @@ def model_path(name: str) -> str:
     folder = Path(name).expanduser()
     if not folder.exists() and (name.startswith((".", "/", "~")) or len(folder.parts) > 2):  # no hub id looks like that
         raise ConfigError(f"There is no model folder {name!r}.")
-    if folder.is_dir() and not (folder / "config.json").is_file():
+    if folder.is_dir() and not any((folder / file).is_file() for file in ("config.json", _ADAPTER)):
         raise ConfigError(
             f"{name!r} is no model folder: it has no config.json. Give a folder that save_pretrained wrote."
         )
@@ -127,16 +130,25 @@ def load_model(
     if dtype not in _DTYPES:
         raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}.")
     tokenizer = load_tokenizer(name, chat_template)
-    path = model_path(name)
-    try:
-        config = AutoConfig.from_pretrained(path)
-        model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=_DTYPES[dtype], attn_implementation="sdpa"
-        )
-    except Exception as error:  # as above
-        raise PolicyError(_not_loadable(name, error)) from error
+    model = _load_weights(name, _DTYPES[dtype])
     chat = ChatFormat(tokenizer, stop_at_tool_call=stop_at_tool_call)
     return LoadedModel(model.to(target).eval(), tokenizer, chat)
+
+
+def _load_weights(name: str, dtype: torch.dtype) -> PreTrainedModel:
+    """The weights of a model, those of a LoRA checkpoint merged into its base."""
+    path = Path(model_path(name))
+    if (path / _ADAPTER).is_file():
+        base = json.loads((path / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
+        merged: PreTrainedModel = load_lora(_load_weights(base, dtype), path).merge_and_unload()
+        return merged
+    try:
+        config = AutoConfig.from_pretrained(str(path) if path.is_dir() else name)
+        return AutoModelForCausalLM.from_pretrained(
+            str(path) if path.is_dir() else name, config=config, dtype=dtype, attn_implementation="sdpa"
+        )
+    except Exception as error:  # transformers raises anything at all for a file that is not what it should be
+        raise PolicyError(_not_loadable(name, error)) from error
 
 
 def add_lora(model: PreTrainedModel, *, rank: int, alpha: int, targets: Sequence[str] | str) -> Any:

@@ -1,6 +1,27 @@
 """The recipes that come with agentrl, one algorithm per file; importing this package fills `RECIPES`."""
 
-from agentrl.trainers.recipe import RECIPES
+import importlib
+
+from agentrl.errors import UnknownNameError
+from agentrl.trainers.recipe import RECIPES, Recipe
 from agentrl.trainers.recipes import arpo, dapo, dr_grpo, grpo
 
-__all__ = ["RECIPES", "arpo", "dapo", "dr_grpo", "grpo"]
+__all__ = ["RECIPES", "arpo", "dapo", "dr_grpo", "find_recipe", "grpo"]
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of a config: one of `RECIPES`, or "module:name" for one of your own.
+
+    Args:
+        name: The module is imported, and enters its recipes by `@recipe`.
+
+    Raises:
+        UnknownNameError: No such recipe, or no such module.
+    """
+    module, _, recipe = name.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise UnknownNameError(f"Recipe {name!r} names a module that cannot be imported: {error}.") from error
+    return RECIPES[recipe]
