@@ -1,0 +1,72 @@
+"""A run that is killed and resumed ends with the same bits as one that is not: the real command, the real policy."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+SETTINGS = (
+    "updates=6",
+    "checkpoint_every=2",
+    "evaluation.tasks=10",
+    "rollout.tasks_per_update=2",
+    "keep_trees_every=1",
+    "threads=1",
+)
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "agentrl.cli", "train", *arguments]
+
+
+def start(run: Path) -> list[str]:
+    return command(str(ROOT / "examples" / "quickstart.yaml"), *SETTINGS, f"run={run}")
+
+
+def rows(run: Path) -> list[dict[str, Any]]:
+    """Metrics without what depends on the clock."""
+    read = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not k.endswith("_s")} for row in read]
+
+
+def last(run: Path) -> Path:
+    return run / "checkpoints" / "update-000006"
+
+
+def test_kill_minus_9_and_resume(tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(start(whole), check=True, capture_output=True)
+
+    process = subprocess.Popen(start(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None:
+        if (killed / "metrics.jsonl").exists() and any(row["update"] == 3 for row in rows(killed)):
+            process.send_signal(signal.SIGKILL)
+            break
+        time.sleep(0.02)
+    assert process.wait() == -signal.SIGKILL
+    assert not last(killed).exists()
+    subprocess.run(command("--resume", str(killed)), check=True, capture_output=True)
+
+    ours, theirs = (load_file(last(run) / "model.safetensors") for run in (whole, killed))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    one, other = (torch.load(last(run) / "trainer.pt", weights_only=True) for run in (whole, killed))
+    for index, moments in one["optimizer"]["adamw"]["state"].items():
+        for name, value in moments.items():
+            assert torch.equal(value, other["optimizer"]["adamw"]["state"][index][name])
+    assert rows(whole) == rows(killed)
+    trees = [(run / "trees.jsonl").read_text() for run in (whole, killed)]
+    assert trees[0] == trees[1]
+    assert sorted(path.name for path in (killed / "checkpoints").iterdir()) == ["update-000004", "update-000006"]
+    assert list((killed / "tensorboard").glob("events.*"))
+
+    again = subprocess.run(command("--resume", str(killed)), capture_output=True, text=True)
+    assert again.returncode == 2
+    assert "is finished: all 6 updates are done. Nothing was trained." in again.stderr
