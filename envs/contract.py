@@ -240,7 +240,7 @@ class EnvContract:
             seen: dict[str, str] = {}
             for split in self.splits:
                 tasks = self.make_env(**variant, split=split).task_set()
-                for index in range(min(len(tasks), 300)):
+                for index in range(min(len(tasks), 100)):
                     owner = seen.setdefault(task_key(tasks[index]), split)
                     assert owner == split, f"a task of {split} is in {owner} too: {tasks[index].prompt!r}"
 

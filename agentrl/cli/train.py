@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -48,29 +49,36 @@ def run_training(config: Path, overrides: Sequence[str], *, resume: bool) -> Tra
 
 def print_result(result: TrainResult, console: Console) -> None:
     """Prints held-out success before and after, and where everything is: a table, or plain lines off a terminal."""
-    lines = [*_success_rows(result.reports), *_place_rows(result)]
+    rates, places = list(_success_rows(result.reports)), list(_place_rows(result))
     if console.is_terminal:
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="bold", no_wrap=True)
-        table.add_column(overflow="fold")
-        for label, text in lines:
-            table.add_row(Text(label), Text(text, "bold green" if "->" in text else ""))
+        table = Table(box=box.SIMPLE, padding=(0, 1))
+        for name, style in (("held-out success", "bold"), ("before", ""), ("after", "bold green"), ("change", "")):
+            table.add_column(name, style=style)
+        for row in rates:
+            table.add_row(*map(Text, row))
         console.print(table)
+        for label, text in places:
+            console.print(Text.assemble((f" {label:<12}", "bold"), text), soft_wrap=True)
         return
-    width = max(len(label) for label, _ in lines)
-    console.file.writelines(f"{label:<{width}}  {text}\n" for label, text in lines)
+    lines = [
+        (f"held-out success, {name}", f"{before} -> {after}, difference {change}")
+        for name, before, after, change in rates
+    ]
+    width = max(len(label) for label, _ in [*lines, *places])
+    console.file.writelines(f"{label:<{width}}  {text}\n" for label, text in [*lines, *places])
 
 
-def _success_rows(reports: Mapping[str, EvaluationReport]) -> Iterator[tuple[str, str]]:
+def _success_rows(reports: Mapping[str, EvaluationReport]) -> Iterator[tuple[str, str, str, str]]:
+    """Decoding, success before, success after, and the paired difference."""
     for suffix in ("", "_greedy"):
         before, after = reports.get(f"before{suffix}"), reports.get(f"after{suffix}")
         if before is None or after is None:
             continue
         temperature = after.settings.get("temperature")
         decoding = "greedy" if temperature == 0 else f"temperature {temperature:g}"
-        yield f"held-out success, {decoding}", f"{_rate(before)} -> {_rate(after)}"
-        if before.success and after.success:
-            yield "", format_comparison(compare(before, after))
+        measured = before.success and after.success
+        sentence = format_comparison(compare(before, after)) if measured else "difference not measured"
+        yield decoding, _rate(before), _rate(after), sentence.partition(";")[0].removeprefix("difference ")
 
 
 def _rate(report: EvaluationReport) -> str:

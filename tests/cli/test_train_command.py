@@ -1,5 +1,7 @@
 """`agentrl train`: real runs of a tiny model, where they are put, how they go on, and every mistake."""
 
+import dataclasses
+import io
 import re
 import sys
 from pathlib import Path
@@ -8,13 +10,17 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from rich.console import Console
 from transformers import AutoModelForCausalLM
 
-from agentrl.evaluation import EvaluationReport, read_report
+from agentrl.cli.train import print_result
+from agentrl.evaluation import EvaluationReport, read_report, summarize
 from agentrl.runs import RunFolder, RunStatus, read_metrics
 from agentrl.seeding import derive
 from agentrl.trainers.checkpoint import load_checkpoint
 from agentrl.trainers.online import OnlineTrainer
+from agentrl.trainers.training import TrainResult
+from agentrl.trajectory import Leaf, StopReason, Tree
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
@@ -69,7 +75,7 @@ def test_a_run_from_beginning_to_end(agentrl: Any, config: Path, tiny_model: Pat
         shown = re.findall(r"(\d+\.\d) % \[\d+\.\d, \d+\.\d\] \((\d+) of (\d+)\)", line(result.stdout, label))
         expected = [(f"{100 * r.num_successes / 12:.1f}", str(r.num_successes), "12") for r in (before, after)]
         assert shown == expected
-    assert "better on" in result.stdout
+    assert re.search(r", difference [+-]\d+\.\d points \[.*\], p = \d\.\d{4}$", result.stdout, re.MULTILINE)
 
     folder = RunFolder.open(run)
     assert folder.status is RunStatus.FINISHED
@@ -226,3 +232,42 @@ def test_a_config_that_cannot_be_read(agentrl: Any, name: str, line: str) -> Non
     result = agentrl("train", name)
     assert result.exit_code == 2
     assert result.stderr.startswith(line)
+
+
+def report(solved: int, temperature: float, invalid: int = 0) -> EvaluationReport:
+    """Ten tasks of which the first `solved` succeed and the last `invalid` broke off."""
+    trees = []
+    for number in range(10):
+        tree = Tree(f"test-{number}")
+        tree.add(None, "prompt", 0, [])
+        stop = StopReason.INVALID if number >= 10 - invalid else StopReason.ANSWERED
+        tree.leaves.append(Leaf(0, stop, float(number < solved), number < solved))
+        trees.append(tree)
+    return summarize(trees, environment="Toy test", policy="p", settings={"temperature": temperature})
+
+
+def test_the_result_on_a_terminal_is_a_table() -> None:
+    reports = {
+        "before": report(2, 1.0),
+        "after": report(8, 1.0, invalid=1),
+        "before_greedy": report(0, 0.0, invalid=10),
+    }
+    result = TrainResult(Path("runs/x"), Path("runs/x/c"), Path("runs/x/curve.png"), reports, seconds=125.4)
+    stream = io.StringIO()
+    print_result(result, Console(file=stream, force_terminal=True, width=150, no_color=True, highlight=False))
+    lines = [re.sub(r"\x1b\[\d*m", "", line).rstrip() for line in stream.getvalue().splitlines()]
+    assert re.split(r" {2,}", lines[1].strip()) == ["held-out success", "before", "after", "change"]
+    name, before, after, change = re.split(r" {2,}", lines[3].strip())
+    assert (name, before[:6], after[:6]) == ("temperature 1", "20.0 %", "88.9 %")
+    assert before.endswith("(2 of 10)")
+    assert after.endswith("(8 of 9, 1 invalid)")
+    # Better on 6 of the 9 tasks both have: McNemar's p is 2 / 2^6 = 0.0313, and 6 / 9 = 66.7 points.
+    assert re.fullmatch(r"\+66.7 points \[.*\], p = 0.0312", change)
+    assert "greedy" not in stream.getvalue()  # not measured afterwards
+    assert " time        2 min 5 s of training" in lines
+    assert " checkpoint  runs/x/c" in lines
+    print_result(
+        dataclasses.replace(result, reports={**reports, "after_greedy": report(3, 0.0)}),
+        Console(file=stream, force_terminal=False),
+    )
+    assert re.search(r"^held-out success, greedy +not measured -> 30.0 % .*, difference not measured$", stream.getvalue(), re.MULTILINE)  # fmt: skip

@@ -175,6 +175,7 @@ def test_a_server_that_refuses_tools_gets_them_described(serve: Serve, text: str
     server = serve(brain)
     assert all(tree.leaves[0].success for tree in collect(server, tasks=4))
     assert sum("tools" in body for body in server.bodies) == 1  # asked once, and remembered for all
+    assert {tuple(body.get("stop", ())) for body in server.bodies if "tools" not in body} == {("</tool_call>",)}
     instructions = server.bodies[-1]["messages"][0]
     assert instructions["role"] == "system"
     assert json.dumps(Counting.tools[0].schema) in instructions["content"]
