@@ -60,8 +60,8 @@ def spans_of(markdown: str) -> list[str]:
     return _SPAN.findall(_FENCE.sub("", markdown))
 
 
-def every_page(*pages: Path) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("page", pages or PAGES, ids=lambda page: page.name)
+def every_page() -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
 # Python --------------------------------------------------------------------------------------------------------------
@@ -224,6 +224,14 @@ def test_settings_have_the_defaults_of_the_table() -> None:
     default = load_config(TrainSettings, overrides=["env.id=x"])
     for key, value in rows.items():
         assert load_config(TrainSettings, overrides=["env.id=x", f"{key}={value.strip('`')}"]) == default, key
+
+
+def test_warnings_are_those_of_the_code() -> None:
+    section = (ROOT / "docs" / "training.md").read_text().split("## Warnings\n")[1]
+    code = (ROOT / "trainers" / "alarms.py").read_text()
+    quoted = re.findall(r"^- \*(.+?)\*", section, re.MULTILINE)
+    assert len(quoted) == code.count("),\n                (") + 1  # one tuple for each sign that is watched
+    assert [text for text in quoted if f'"{text}' not in code] == []
 
 
 # Names and links -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from agentrl.trainers.packing import PackedTrees
@@ -144,6 +144,8 @@ def _tree_attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return output, None
+    num_rows, num_heads, length, head_size = query.shape
+    groups = num_heads // key.shape[1]
     parts = zip(
         torch.split(_one_row(query), blocks.sizes, dim=2),
         torch.split(_one_row(key).index_select(2, blocks.keys), blocks.num_keys, dim=2),
@@ -151,14 +153,18 @@ def _tree_attention(
         blocks.biases,
         strict=True,
     )
-    groups = query.shape[1] // key.shape[1]
     outputs = [
+        # Heads that share keys become more queries of one head: nothing is repeated but the bias.
         scaled_dot_product_attention(
-            q, repeat_kv(k, groups), repeat_kv(v, groups), attn_mask=bias, dropout_p=dropout, scale=scaling
-        )
+            q.reshape(1, num_heads // groups, -1, head_size),
+            k,
+            v,
+            attn_mask=bias.repeat(1, 1, groups, 1),
+            dropout_p=dropout,
+            scale=scaling,
+        ).view(1, num_heads, -1, value.shape[-1])
         for q, k, v, bias in parts
     ]
-    num_rows, num_heads, length, _ = query.shape
     return torch.cat(outputs, dim=2)[0].transpose(0, 1).reshape(num_rows, length, num_heads, -1), None
 
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,11 +89,9 @@ class Updater:
         batch, reference = self._prepare(groups)
         advantages = compute_advantages(self._recipe, batch, old_logprobs=batch.logprobs, ref_logprobs=reference)
         for epoch in range(self._settings.epochs):
-            order = generator(seed, "mini-batches", epoch).permutation(len(groups)).tolist()
-            size = math.ceil(len(groups) / self._settings.mini_batches)
-            for start in range(0, len(groups), size):
-                chosen = sorted(order[start : start + size])
-                parts = self._parts(groups, chosen, batch, reference, advantages)
+            order = generator(seed, "mini-batches", epoch).permutation(len(groups))
+            for chosen in np.array_split(order, min(self._settings.mini_batches, len(groups))):
+                parts = self._parts(groups, sorted(chosen.tolist()), batch, reference, advantages)
                 steps.append(self._step(parts))
         means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
         return {**means, "learning_rate": self.optimizer.learning_rate}

@@ -78,7 +78,11 @@ def evaluate_model(options: EvalOptions) -> EvaluationReport:
     finally:
         first.close()
     limits = _limits(options, trained)
-    source = _served(options, make_env, limits) if options.base_url else _local(options, trained, make_env, limits)
+    source = (
+        _served(options, make_env, limits)
+        if options.base_url is not None
+        else _local(options, trained, make_env, limits)
+    )
     tasks = range(min(options.num_tasks, known))
     with EvaluationProgress(Console(stderr=True), len(tasks)) as progress:
         report, _ = evaluate(

@@ -233,10 +233,10 @@ def test_schemas_are_described_where_the_template_has_no_tools() -> None:
     chat = format_of("plain")
     assert not chat.native_tools
     prompt = text_of(chat, chat.prompt_ids([msg.system("Be brief."), msg.user("Go.")], [ADD]))
-    assert prompt.startswith("<|im_start|>system\nBe brief.\n\nYou may call tools.")
+    assert prompt.startswith("<|im_start|>system\nBe brief.\n\nUse the tools below")
     assert json.dumps(ADD) in prompt
     assert prompt.endswith("<|im_end|>\n<|im_start|>user\nGo.<|im_end|>\n<|im_start|>assistant\n")
-    assert text_of(chat, chat.prompt_ids([msg.user("Go.")], [ADD])).startswith("<|im_start|>system\nYou may call")
+    assert text_of(chat, chat.prompt_ids([msg.user("Go.")], [ADD])).startswith("<|im_start|>system\nUse the tools")
     assert text_of(chat, chat.prompt_ids([msg.user("Go.")], [])) == (
         "<|im_start|>user\nGo.<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -263,7 +263,7 @@ def test_a_template_with_half_a_support_of_tools_gets_the_fallback_prompt(old: s
 def test_instructions_move_into_the_request_where_the_template_has_none() -> None:
     chat = format_of("strict")
     prompt = text_of(chat, chat.prompt_ids([msg.system("Be brief."), msg.user("Go.")], [ADD]))
-    assert prompt.startswith("<|im_start|>user\nBe brief.\n\nYou may call tools.")
+    assert prompt.startswith("<|im_start|>user\nBe brief.\n\nUse the tools below")
     assert prompt.endswith("\n\nGo.<|im_end|>\n<|im_start|>assistant\n")
 
 

@@ -60,10 +60,9 @@ def test_the_registry_is_what_the_tests_run_over() -> None:
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("env_id", REGISTERED)
 def test_contract(env_id: str, check: str, arguments_of: Mapping[str, Mapping[str, Any]]) -> None:
-    settings = {"env_id": env_id, "arguments": arguments_of.get(env_id, {}), "variants": levels(env_id)}
-    settings["num_tasks"] = (
-        8 if make(env_id, **arguments_of.get(env_id, {})).unwrapped.inline else 4
-    )  # processes are slow
+    arguments = arguments_of.get(env_id, {})
+    num_tasks = 8 if make(env_id, **arguments).unwrapped.inline else 4  # processes are slow
+    settings = {"env_id": env_id, "arguments": arguments, "variants": levels(env_id), "num_tasks": num_tasks}
     contract = type("Contract", (EnvContract,), settings)()
     getattr(contract, check)()
 
