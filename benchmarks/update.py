@@ -31,18 +31,19 @@ LAYOUTS: dict[str, Callable[[Sequence[Tree]], PackedTrees]] = {"padded": pad_pat
 class Shape:
     """Episodes of one task that share only their prompt; lengths in tokens."""
 
-    name: str
+    text: str
     prompt: int
     samples: int
     turns: int
     turn: int
-    tool_result: int = 10
+    tool_result: tuple[int, int] = (2, 10)
+    """Shortest and longest."""
 
 
-SHAPES = (
-    Shape("agent: prompt 600, 8 samples, 3 turns of 40", prompt=600, samples=8, turns=3, turn=40),
-    Shape("plain: prompt 300, 8 samples of 100", prompt=300, samples=8, turns=1, turn=100),
-)
+SHAPES = {
+    "agent": Shape("prompt 600, 8 samples, 3 turns of 40, tool results of 2 to 10", 600, samples=8, turns=3, turn=40),
+    "plain": Shape("prompt 300, 8 samples of 100", 300, samples=8, turns=1, turn=100),
+}
 
 
 def make_tree(shape: Shape, vocab_size: int, rng: random.Random) -> Tree:
@@ -51,12 +52,12 @@ def make_tree(shape: Shape, vocab_size: int, rng: random.Random) -> Tree:
     def tokens(count: int) -> list[int]:
         return [rng.randrange(vocab_size) for _ in range(count)]
 
-    tree = Tree(shape.name)
+    tree = Tree(shape.text)
     tree.add(None, "prompt", 0, tokens(shape.prompt))
     for sample in range(shape.samples):
         last = tree.add(0, "assistant", 0, tokens(shape.turn))
         for turn in range(1, shape.turns):
-            result = tree.add(last.id, "environment", turn - 1, tokens(shape.tool_result))
+            result = tree.add(last.id, "environment", turn - 1, tokens(rng.randint(*shape.tool_result)))
             last = tree.add(result.id, "assistant", turn, tokens(shape.turn))
         tree.leaves.append(Leaf(last.id, StopReason.ANSWERED, float(sample % 2), bool(sample % 2)))
     return tree
@@ -99,6 +100,7 @@ def main() -> None:
     """Measures every shape in both layouts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a model folder, or 'quickstart'; default: random weights")
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--layers", type=int, help="use only the first layers of the model, for a quick look")
     parser.add_argument("--turns", type=int, default=3, help="measured updates per layout, after one to warm up")
     parser.add_argument("--threads", type=int, default=2)
@@ -111,7 +113,7 @@ def main() -> None:
         model.config.num_hidden_layers = arguments.layers
     scorer = TokenScorer(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, fused=True)
-    for shape in SHAPES:
+    for shape in (SHAPES[name] for name in arguments.shapes):
         trees = [make_tree(shape, model.config.vocab_size, random.Random(0))]
         seconds: dict[str, list[tuple[float, float]]] = {layout: [] for layout in LAYOUTS}
         for _ in range(arguments.turns + 1):
@@ -126,7 +128,7 @@ def main() -> None:
                         "benchmark": "update",
                         "model": arguments.model or "random weights, SmolLM2-135M shape",
                         "parameters": sum(p.numel() for p in model.parameters()),
-                        "shape": shape.name,
+                        "shape": shape.text,
                         "layout": layout,
                         "seconds": round(best, 3),
                         "cpu_seconds": round(cpu, 3),
@@ -139,7 +141,7 @@ def main() -> None:
                 flush=True,
             )
         speedup, cpu_speedup = (round(a / b, 2) for a, b in zip(fastest["padded"], fastest["packed"], strict=True))
-        summary = {"benchmark": "update", "shape": shape.name, "speedup": speedup, "cpu_speedup": cpu_speedup}
+        summary = {"benchmark": "update", "shape": shape.text, "speedup": speedup, "cpu_speedup": cpu_speedup}
         print(json.dumps(summary), flush=True)
 
 

@@ -10,7 +10,7 @@ fused kernel.
 """
 
 from collections.abc import MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -46,11 +46,18 @@ class QueryBlocks:
     """int64: the columns that each block sees, one block behind the other."""
     biases: list[Tensor]
     """For each block [1, 1, queries, keys]: 0 where visible, else the lowest number of the dtype."""
+    _stacked: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @property
     def num_scores(self) -> int:
         """Scores that are computed for each head."""
         return sum(size * keys for size, keys in zip(self.sizes, self.num_keys, strict=True))
+
+    def stacked_biases(self, groups: int) -> list[Tensor]:
+        """The biases [1, 1, groups * queries, keys] for query heads that share keys; made once for all layers."""
+        if groups not in self._stacked:
+            self._stacked[groups] = [bias.repeat(1, 1, groups, 1) for bias in self.biases]
+        return self._stacked[groups]
 
 
 _PREPARED: MutableMapping[Tensor, QueryBlocks] = WeakTensorKeyDictionary()
@@ -150,16 +157,16 @@ def _tree_attention(
         torch.split(_one_row(query), blocks.sizes, dim=2),
         torch.split(_one_row(key).index_select(2, blocks.keys), blocks.num_keys, dim=2),
         torch.split(_one_row(value).index_select(2, blocks.keys), blocks.num_keys, dim=2),
-        blocks.biases,
+        blocks.stacked_biases(groups),
         strict=True,
     )
     outputs = [
-        # Heads that share keys become more queries of one head: nothing is repeated but the bias.
+        # Query heads that share keys are stacked as queries of one head, so that no key is copied.
         scaled_dot_product_attention(
             q.reshape(1, num_heads // groups, -1, head_size),
             k,
             v,
-            attn_mask=bias.repeat(1, 1, groups, 1),
+            attn_mask=bias,
             dropout_p=dropout,
             scale=scaling,
         ).view(1, num_heads, -1, value.shape[-1])

@@ -141,7 +141,7 @@ def _load_weights(name: str, dtype: torch.dtype) -> PreTrainedModel:
     if (path / _ADAPTER).is_file():
         base = json.loads((path / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
         merged: PreTrainedModel = load_lora(_load_weights(base, dtype), path).merge_and_unload()
-        return merged
+        return merged.requires_grad_(True)  # peft had frozen the base
     try:
         config = AutoConfig.from_pretrained(str(path) if path.is_dir() else name)
         return AutoModelForCausalLM.from_pretrained(

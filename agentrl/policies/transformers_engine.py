@@ -51,7 +51,7 @@ class TransformersPolicy:
         if kinds != {"full_attention"}:
             raise PolicyError(
                 f"The transformers engine needs full attention in every layer; this model has {sorted(kinds)}. "
-                "Use another model, or the vllm engine."
+                "Use another model."
             )
         self.model = model
         self.version = 0

@@ -1,4 +1,4 @@
-"""An environment with a tool of its own in at most 15 lines, as the README shows it; it is whole and works."""
+"""An environment with a tool of its own in at most 15 lines: whole, and held to the contract."""
 # ruff: noqa: ANN001, ANN201, I001, RUF012 - between the marks stands what a reader types, annotated or not
 
 from pathlib import Path

@@ -153,6 +153,7 @@ def plain_update(
     return float(loss.detach()), norm
 
 
+@torch.no_grad()
 def assert_same_step(ours: PreTrainedModel, theirs: PreTrainedModel, start: PreTrainedModel) -> None:
     """All weights moved alike, relative to how far: AdamW makes a large step of a gradient that is only rounding."""
     moved, error = 0.0, 0.0
