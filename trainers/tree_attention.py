@@ -169,7 +169,7 @@ def _tree_attention(
             attn_mask=bias,
             dropout_p=dropout,
             scale=scaling,
-        ).view(1, num_heads, -1, value.shape[-1])
+        ).reshape(1, num_heads, -1, value.shape[-1])
         for q, k, v, bias in parts
     ]
     return torch.cat(outputs, dim=2)[0].transpose(0, 1).reshape(num_rows, length, num_heads, -1), None

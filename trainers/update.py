@@ -115,7 +115,7 @@ class Updater:
     ) -> Iterator[_Part]:
         """Cuts a mini-batch into micro-batches of whole trees; weights are those of the whole mini-batch."""
         rows = torch.isin(batch.group, torch.tensor(chosen, device=batch.group.device))
-        weights = torch.zeros_like(advantages)
+        weights = torch.zeros_like(batch.logprobs)
         weights[rows] = compute_weights(self._recipe, batch.rows(rows))
         for part in self._split([groups[i] for i in chosen]):
             members = [chosen[i] for i in part]

@@ -116,6 +116,17 @@ def test_groups_come_back_in_order_whatever_finishes_first(serve: Serve) -> None
     assert sorted(seen) == [tree.task_id for tree in trees]
 
 
+def test_attempts_come_back_in_order_whatever_finishes_first(serve: Serve) -> None:
+    def brain(body: Body) -> Body:
+        time.sleep(0.001 * (body["seed"] % 20))
+        return says(str(body["seed"]))
+
+    one, many = (collect(serve(brain), tasks=2, size=8, max_concurrent_episodes=n) for n in (1, 8))
+    assert [[leaf.answer for leaf in tree.leaves] for tree in many] == [
+        [leaf.answer for leaf in tree.leaves] for tree in one
+    ]
+
+
 def test_seeds_depend_on_task_attempt_and_turn_alone(serve: Serve) -> None:
     runs = []
     for workers in (1, 8):

@@ -15,20 +15,23 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 from tree_cases import VOCAB, assert_same_gradients, random_tree, tiny_model
 
 from agentrl.errors import PolicyError
-from agentrl.trainers import RECIPES, OverlongPenalty, Recipe
+from agentrl.trainers import RECIPES, KLEstimator, KLPenalty, KLPlace, OverlongPenalty, Recipe
 from agentrl.trainers.forward import TokenScorer
 from agentrl.trainers.settings import OptimizerSettings
 from agentrl.trainers.update import Updater, schedule
 from agentrl.trajectory import Leaf, StopReason, Tree
 
 NEVER_CLIPS = 1e9
-NAMES = ("grpo", "dr_grpo", "dapo", "arpo", "arpo_hard")
+NAMES = ("grpo", "dr_grpo", "dapo", "arpo", "arpo_hard", "kl_in_reward")
 # The trees have trajectories of 1 to about 20 sampled tokens, so that all parts of the penalty occur.
 DAPO = replace(RECIPES["dapo"], shaping=(OverlongPenalty(max_length=12, cache=8),))
 
 
+KL_IN_REWARD = replace(RECIPES["arpo"], kl=KLPenalty(coef=0.05, estimator=KLEstimator.K1, place=KLPlace.REWARD))
+
+
 def recipe_of(name: str) -> Recipe:
-    return DAPO if name == "dapo" else RECIPES[name]
+    return {"dapo": DAPO, "kl_in_reward": KL_IN_REWARD}.get(name) or RECIPES[name]
 
 
 def exact_model() -> PreTrainedModel:
@@ -120,7 +123,12 @@ def plain_loss(
     for tree in trees:
         rows = list(plain_rows(model, tree, temperature))
         refs = list(plain_rows(reference, tree, temperature)) if reference is not None else rows
-        rewards = [leaf.reward + (plain_overlong(len(new)) if name == "dapo" else 0.0) for leaf, new, _, _ in rows]
+        rewards = [leaf.reward for leaf, *_ in rows]
+        if name == "dapo":
+            rewards = [reward + plain_overlong(len(new)) for reward, (_, new, _, _) in zip(rewards, rows, strict=True)]
+        if name == "kl_in_reward":  # by the policy that sampled
+            old_and_ref = [(old, ref) for (_, _, old, _), (_, ref, _, _) in zip(rows, refs, strict=True)]
+            rewards = [r - 0.05 * float((old - ref).sum()) for r, (old, ref) in zip(rewards, old_and_ref, strict=True)]
         advantages = plain_advantages(name, rewards)
         for (_, new, old, names), (_, ref, _, _), own in zip(rows, refs, advantages, strict=True):
             total = new.new_zeros(())
@@ -227,9 +235,9 @@ def test_micro_batches_do_not_change_the_gradient(name: str, max_tokens: int) ->
 def test_invalid_trajectories_change_nothing() -> None:
     def update(trees: list[Tree]) -> tuple[dict[str, float], PreTrainedModel]:
         model = tiny_model()
-        return updater_of(model, RECIPES["arpo"]).update(trees, number=0, seed=0), model
+        return updater_of(model, RECIPES["arpo"], mini_batches=2).update(trees, number=0, seed=0), model
 
-    trees = sampled_trees(tiny_model(), [5, 6])
+    trees = sampled_trees(tiny_model(), [5, 6, 7])
     metrics, expected = update(trees)
     extra = trees[0].add(0, "assistant", 0, [7, 8], logprobs=[math.nan, -1.0])
     trees[0].leaves.append(Leaf(extra.id, StopReason.INVALID, math.inf, False))
