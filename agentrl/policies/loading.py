@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils.logging import disable_progress_bar
 
 from agentrl.chat.template import ChatFormat
-from agentrl.errors import ConfigError, MissingExtraError, PolicyError
+from agentrl.errors import AgentRLError, ConfigError, MissingExtraError, PolicyError
 from agentrl.policies.transformers_engine import TransformersPolicy
 
 disable_progress_bar()  # weights load in a moment; a bar for it would stand between lines that matter
@@ -137,16 +137,19 @@ def load_model(
 
 def _load_weights(name: str, dtype: torch.dtype) -> PreTrainedModel:
     """The weights of a model, those of a LoRA checkpoint merged into its base."""
-    path = Path(model_path(name))
-    if (path / _ADAPTER).is_file():
-        base = json.loads((path / _ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"]
-        merged: PreTrainedModel = load_lora(_load_weights(base, dtype), path).merge_and_unload()
-        return merged.requires_grad_(True)  # peft had frozen the base
+    path = model_path(name)
+    adapter = Path(path) / _ADAPTER
     try:
-        config = AutoConfig.from_pretrained(str(path) if path.is_dir() else name)
-        return AutoModelForCausalLM.from_pretrained(
-            str(path) if path.is_dir() else name, config=config, dtype=dtype, attn_implementation="sdpa"
-        )
+        if adapter.is_file():
+            base = json.loads(adapter.read_text(encoding="utf-8"))["base_model_name_or_path"]
+            merged: PreTrainedModel = load_lora(_load_weights(base, dtype), adapter.parent).merge_and_unload()
+            return merged.requires_grad_(True)  # peft had frozen the base
+        config = AutoConfig.from_pretrained(path)
+        # The policy that is trained must be the one that sampled, which it is not under dropout.
+        config.update({key: 0.0 for key in config.to_dict() if key.endswith(("dropout", "pdrop"))})
+        return AutoModelForCausalLM.from_pretrained(path, config=config, dtype=dtype, attn_implementation="sdpa")
+    except AgentRLError:  # of the base
+        raise
     except Exception as error:  # transformers raises anything at all for a file that is not what it should be
         raise PolicyError(_not_loadable(name, error)) from error
 

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_models import CHATML, make_byte_tokenizer, make_tiny_llama
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from agentrl.chat.template import ChatFormat
 from agentrl.errors import AgentRLError, ChatTemplateError, ConfigError, PolicyError
 from agentrl.policies.core import Request, Sampling
-from agentrl.policies.loading import EMBEDDED, load_model, load_tokenizer, model_path, pick_device
+from agentrl.policies.loading import EMBEDDED, add_lora, load_model, load_tokenizer, model_path, pick_device
 
 
 @pytest.fixture
@@ -155,6 +157,60 @@ def test_a_model_without_a_chat_template(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     assert "set model.chat_template" in refusal(ChatTemplateError, str(folder))
     assert load_tokenizer(str(folder)).chat_template is None  # which is fine for whoever does not chat
+
+
+def test_dropout_is_off_also_in_training(tmp_path: Path, byte_tokenizer: Any) -> None:
+    """GPT-2 drops a tenth by default, Llama what its config says."""
+    gpt2 = GPT2LMHeadModel(GPT2Config(vocab_size=261, n_embd=32, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0))
+    ids = torch.tensor([[5, 6, 7]])
+    for number, model in enumerate((gpt2, make_tiny_llama(261, attention_dropout=0.5))):
+        folder = tmp_path / str(number)
+        model.save_pretrained(folder)
+        byte_tokenizer.save_pretrained(folder)
+        assert not torch.equal(model.train()(ids).logits, model.eval()(ids).logits)
+        loaded = load_model(str(folder)).model
+        assert torch.equal(loaded.train()(ids).logits, model(ids).logits)
+
+
+# Adapters ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def adapter(folder: Path, byte_tokenizer: Any) -> Path:
+    """A LoRA checkpoint of the model in `folder`, far from zero."""
+    model = add_lora(load_model(str(folder)).model, rank=2, alpha=4, targets="all-linear")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    target = folder.parent / "adapter"
+    model.save_pretrained(target)
+    byte_tokenizer.save_pretrained(target)
+    return target
+
+
+def test_an_adapter_loads_merged_into_its_base(folder: Path, adapter: Path) -> None:
+    """W + alpha / rank * B A, with B = 0.1 everywhere: 0.2 times the column sums of A in every row."""
+    base, merged = (load_model(str(path)).model.state_dict() for path in (folder, adapter))
+    assert merged.keys() == base.keys()
+    name = "model.layers.0.mlp.up_proj"
+    a = load_file(adapter / "adapter_model.safetensors")[f"base_model.model.{name}.lora_A.weight"]
+    torch.testing.assert_close(merged[f"{name}.weight"] - base[f"{name}.weight"], 0.2 * a.sum(0).expand(64, -1))
+    assert torch.equal(merged["lm_head.weight"], base["lm_head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind", "complaint"),
+    [
+        ("adapter_config.json", "{", PolicyError, "cannot be loaded"),
+        ("adapter_config.json", "{}", PolicyError, "base_model_name_or_path"),
+        ("adapter_config.json", '{"base_model_name_or_path": "/nowhere/base"}', ConfigError, "folder '/nowhere/base'"),
+        ("adapter_model.safetensors", "", PolicyError, "cannot be loaded"),
+    ],
+)
+def test_damaged_adapters(adapter: Path, name: str, content: str, kind: type[AgentRLError], complaint: str) -> None:
+    (adapter / name).write_text(content)
+    assert complaint in refusal(kind, str(adapter))
 
 
 def test_a_loaded_model_is_a_record(folder: Path) -> None:
