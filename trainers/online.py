@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from agentrl.evaluation.report import EvaluationReport
 from agentrl.policies.core import Sampling
 from agentrl.rollout.collector import Collector
 from agentrl.rollout.plan import BranchRule, GroupPlan
-from agentrl.runs import RunFolder
+from agentrl.runs import Row, RunFolder, read_metrics
 from agentrl.seeding import derive
 from agentrl.trainers.alarms import Alarms
 from agentrl.trainers.checkpoint import Progress, save_checkpoint
@@ -29,6 +29,9 @@ from agentrl.trainers.recipes import find_recipe
 from agentrl.trainers.rollouts import TaskOrder, TrainingRollouts, rollout_metrics
 from agentrl.trainers.settings import EnvSettings, GroupSettings, TrainSettings
 from agentrl.trainers.update import Updater
+
+_NUM_SEEDS = 1_000_000
+"""Tasks of an environment that has no set of them: as many as can be shuffled in a moment."""
 
 
 class OnlineTrainer:
@@ -97,6 +100,8 @@ class OnlineTrainer:
         """
         with EventLog(folder.path / "tensorboard", first_update=self.progress.updates) as events:
             self._logs = (folder, events)
+            if self.progress.updates:
+                self._remember(read_metrics(folder.metrics_path))
             self._evaluate("before", display)
             started = time.monotonic() - self.progress.seconds
             for number in range(self.progress.updates, self.settings.updates):
@@ -122,6 +127,12 @@ class OnlineTrainer:
         if settings.checkpoint_every and done % settings.checkpoint_every == 0:
             self.save(folder)
 
+    def _remember(self, rows: Sequence[Row]) -> None:
+        """Shows the alarms what they have seen before, so that a resumed run warns as an uninterrupted one."""
+        for row in rows:
+            if "entropy" in row:
+                self._alarms.check(row)
+
     def _log(self, update: int, metrics: dict[str, float]) -> None:
         for log in self._logs:
             log.log(update, metrics)
@@ -144,7 +155,7 @@ class OnlineTrainer:
         metrics = rollout_metrics(harvest.trees)
         if harvest.kept:
             metrics.update(self.updater.update(harvest.kept, number=number, seed=seed))
-            self.policy.weights_changed()
+        self.policy.weights_changed()  # also counts an update that found nothing to learn from, as resuming does
         end = time.monotonic()
         metrics["groups_trained"] = float(len(harvest.kept))
         metrics["rollout_s"], metrics["update_s"] = sampled - start, end - sampled
@@ -220,10 +231,10 @@ def env_maker(settings: EnvSettings, split: str) -> Callable[[], gymnasium.Env[s
 
 
 def num_tasks(make_env: Callable[[], gymnasium.Env[str, str]]) -> int:
-    """Size of an environment's split; a large number of seeds where it is no `ToolEnv`."""
+    """Size of an environment's split; a number of seeds where it is no `ToolEnv`."""
     env = make_env()
     try:
-        return len(env.unwrapped.task_set()) if isinstance(env.unwrapped, ToolEnv) else 2**31 - 1
+        return len(env.unwrapped.task_set()) if isinstance(env.unwrapped, ToolEnv) else _NUM_SEEDS
     finally:
         env.close()
 

@@ -36,7 +36,7 @@ class TrainingProgress:
         self._total = total
         self._done = done
         self._started = time.monotonic()
-        self._last_line = 0.0
+        self._last_line = -_PLAIN_EVERY_S  # the clock may have been started with the machine, a moment ago
         self._bar = Progress(
             BarColumn(bar_width=20),
             TextColumn("{task.description}"),
@@ -63,8 +63,8 @@ class TrainingProgress:
         if not self._console.is_terminal and (now - self._last_line > _PLAIN_EVERY_S or number == self._total):
             self._last_line = now
             left = (now - self._started) / max(1, number - self._done) * (self._total - number)
-            self._console.print(f"{line}  left {left:.0f} s", highlight=False, soft_wrap=True)
+            self._console.print(f"{line}  left {left:.0f} s", highlight=False, markup=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """A line of its own."""
-        self._console.print(text, highlight=False, soft_wrap=True)
+        self._console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agentrl.errors import ConfigError
 from agentrl.policies.core import Sampling
@@ -28,7 +29,7 @@ class TaskOrder:
         self._num_tasks = num_tasks
         self._seed = seed
         self.position = position
-        self._shuffles: dict[int, list[int]] = {}
+        self._shuffles: dict[int, NDArray[np.int64]] = {}
 
     def draw(self, count: int) -> list[int]:
         """The next `count` tasks."""
@@ -36,9 +37,8 @@ class TaskOrder:
         for place in range(self.position, self.position + count):
             epoch, index = divmod(place, self._num_tasks)
             if epoch not in self._shuffles:
-                order = generator(self._seed, "task-order", epoch).permutation(self._num_tasks)
-                self._shuffles = {epoch: order.tolist()}
-            drawn.append(self._shuffles[epoch][index])
+                self._shuffles = {epoch: generator(self._seed, "task-order", epoch).permutation(self._num_tasks)}
+            drawn.append(int(self._shuffles[epoch][index]))
         self.position += count
         return drawn
 
@@ -48,7 +48,7 @@ class Harvest:
     """The episodes of one update."""
 
     trees: list[Tree]
-    """All groups that were sampled; the first update's worth of them that passed the recipe's filter come first."""
+    """All groups that were sampled, also those that the recipe's filter keeps out of the update."""
     kept: list[Tree]
     """The groups to train on."""
 

@@ -56,6 +56,8 @@ def train(
             f"training {settings.model.name} with {settings.recipe} in {settings.env.id}, "
             f"updates {first + 1} to {settings.updates}",
             highlight=False,
+            markup=False,
+            emoji=False,
             soft_wrap=True,
         )
         with TrainingProgress(console, settings.updates, first) as display:

@@ -56,7 +56,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_run_from_beginning_to_end(agentrl: Any, config: Path, tiny_model: Path) -> None:
-    result = agentrl("train", config)
+    result = agentrl("train", config, "env.arguments.shift=2")
     assert result.exit_code == 0, result.stderr
     run = Path("runs/small")  # named after the config file
     checkpoint = run / "checkpoints/update-000004"
@@ -79,7 +79,7 @@ def test_a_run_from_beginning_to_end(agentrl: Any, config: Path, tiny_model: Pat
 
     folder = RunFolder.open(run)
     assert folder.status is RunStatus.FINISHED
-    assert folder.manifest["command"] == "agentrl train small.yaml"
+    assert folder.manifest["command"] == "agentrl train small.yaml env.arguments.shift=2"
     updates = [row["update"] for row in read_metrics(folder.metrics_path) if "reward" in row]
     assert updates == [1, 2, 3, 4]
 
@@ -87,7 +87,9 @@ def test_a_run_from_beginning_to_end(agentrl: Any, config: Path, tiny_model: Pat
     agentrl("eval", run, "--seed", derive(0, "evaluation"), "--json", "r.json", "--tasks", 12)
     alone, after = read_report(Path("r.json")), EvaluationReport.from_json(progress.reports["after"])
     assert (alone.tasks, alone.environment) == (after.tasks, after.environment)
-    assert alone.policy == str(checkpoint)
+    assert (alone.policy, alone.environment) == (str(checkpoint), "agentrl/Parity-v0 test shift=2")
+    agentrl("eval", run, "--env-arg", "shift=1", "--json", "r.json", "--tasks", 1)
+    assert read_report(Path("r.json")).environment == "agentrl/Parity-v0 test shift=1"
     assert agentrl("show", "small").exit_code == 0
 
 
