@@ -66,7 +66,7 @@ def load_trained(trained: TrainedModel, device: str | None) -> LoadedModel:
         PolicyError: It cannot be loaded.
         MissingExtraError: It is an adapter and `peft` is not installed.
     """
-    quiet_transformers()
+    quiet_hub()
     changes = {"device": device or trained.settings.model.device, "gradient_checkpointing": False}
     settings = trained.settings.model.model_copy(update=changes)
     loaded = trainable_model(settings, trained.checkpoint, stop_at_tool_call=trained.settings.rollout.stop_at_tool_call)
@@ -80,7 +80,7 @@ def load_named(name: str, device: str | None) -> LoadedModel:
         ConfigError: A folder without a model.
         PolicyError: It cannot be loaded.
     """
-    quiet_transformers()
+    quiet_hub()
     path = Path(name).expanduser()
     if path.is_file():
         raise ConfigError(f"{name!r} is a file; expected {EMBEDDED!r}, a model folder, a run folder, or a hub id.")
@@ -89,9 +89,6 @@ def load_named(name: str, device: str | None) -> LoadedModel:
     return load_model(name, device=device)
 
 
-def quiet_transformers() -> None:
-    """Keeps progress bars and the hub's notes on retries from standing between the lines of a report."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
+def quiet_hub() -> None:
+    """Keeps notes on every retry from standing before the one line that says that the hub cannot be reached."""
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

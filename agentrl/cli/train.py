@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentrl.cli.local_model import RUNS, quiet_transformers
+from agentrl.cli.local_model import RUNS, quiet_hub
 from agentrl.config import load_config
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.evaluation import EvaluationReport, compare
@@ -34,7 +34,7 @@ def run_training(config: Path, overrides: Sequence[str], *, resume: bool) -> Tra
         CheckpointError: The run folder is taken, or there is nothing to resume.
     """
     settings = _resumed_settings(config, overrides) if resume else _new_settings(config, overrides)
-    quiet_transformers()
+    quiet_hub()
     console = Console()
     given = [str(config), *overrides, *(["--resume"] if resume else [])]
     try:
