@@ -8,8 +8,6 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from agentrl.trainers.advantages import Advantage as Advantage
-    from agentrl.trainers.advantages import Feedback as Feedback
     from agentrl.trainers.advantages import GroupCentered as GroupCentered
     from agentrl.trainers.advantages import GroupNormalized as GroupNormalized
     from agentrl.trainers.advantages import SharedMean as SharedMean
@@ -20,6 +18,8 @@ if TYPE_CHECKING:
     from agentrl.trainers.aggregation import TokenMean as TokenMean
     from agentrl.trainers.batch import PathBatch as PathBatch
     from agentrl.trainers.batch import lay_out_paths as lay_out_paths
+    from agentrl.trainers.feedback import Advantage as Advantage
+    from agentrl.trainers.feedback import Feedback as Feedback
     from agentrl.trainers.forward import TokenScorer as TokenScorer
     from agentrl.trainers.forward import TokenScores as TokenScores
     from agentrl.trainers.kl import KLEstimator as KLEstimator
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
     from agentrl.trainers.training import train as train
 
 _HOMES = {
-    "Advantage": "advantages",
-    "Feedback": "advantages",
+    "Advantage": "feedback",
+    "Feedback": "feedback",
     "GroupCentered": "advantages",
     "GroupNormalized": "advantages",
     "SharedMean": "advantages",

@@ -4,12 +4,11 @@ Axes as in `agentrl.trainers.batch`: B trajectories, L sampled tokens, U unique 
 """
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from agentrl.trainers.batch import PathBatch
+from agentrl.trainers.feedback import Advantage, Feedback
 from agentrl.trainers.masking import require_paths, require_rows, zero_outside
 
 
@@ -27,7 +26,7 @@ def group_mean(rewards: Tensor, group: Tensor) -> Tensor:
         TypeError, ValueError: Wrong dtype or shape.
     """
     require_rows(rewards, group)
-    members, sizes = _group_sizes(group)
+    members, sizes = group_sizes(group)
     sums = rewards.new_zeros(len(sizes)).index_add(0, members, rewards)
     return (sums / sizes)[members]
 
@@ -49,7 +48,7 @@ def group_centered(rewards: Tensor, group: Tensor) -> Tensor:
         TypeError, ValueError: Wrong dtype or shape.
     """
     require_rows(rewards, group)
-    members, sizes = _group_sizes(group)
+    members, sizes = group_sizes(group)
     extremes = rewards.new_zeros(len(sizes))
     highest = extremes.scatter_reduce(0, members, rewards, reduce="amax", include_self=False)
     lowest = extremes.scatter_reduce(0, members, rewards, reduce="amin", include_self=False)
@@ -79,7 +78,7 @@ def group_normalized(rewards: Tensor, group: Tensor, *, eps: float = 1e-6, ddof:
     [0.7071067690849304, -0.7071067690849304, 0.0]
     """
     centered = group_centered(rewards, group)
-    members, sizes = _group_sizes(group)
+    members, sizes = group_sizes(group)
     squares = rewards.new_zeros(len(sizes)).index_add(0, members, centered.square())
     std = (squares / (sizes - ddof).clamp(min=1)).sqrt()[members]
     # Without contrast there is nothing to scale; dividing by 1 keeps eps=0 from making 0 / 0.
@@ -119,44 +118,10 @@ def mean_over_shared(advantages: Tensor, token_index: Tensor, mask: Tensor) -> T
     return zero_outside((sums / copies)[index], mask)
 
 
-def _group_sizes(group: Tensor) -> tuple[Tensor, Tensor]:
+def group_sizes(group: Tensor) -> tuple[Tensor, Tensor]:
     """[B] rank of each trajectory's group, and [number of groups] members."""
     _, members, sizes = torch.unique(group, return_inverse=True, return_counts=True)
     return members, sizes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Feedback:
-    """What is known about the sampled trajectories when credit is assigned."""
-
-    batch: PathBatch
-    rewards: Tensor
-    """[B]: outcome of each trajectory, shaping terms of the recipe added."""
-    token_rewards: Tensor
-    """[B, L]: rewards of single tokens, 0 where there are none; a KL penalty on the reward lives here."""
-
-    @property
-    def returns(self) -> Tensor:
-        """[B]: outcome plus the rewards of all tokens."""
-        return self.rewards + zero_outside(self.token_rewards, self.batch.mask).sum(dim=1)
-
-
-class Advantage(Protocol):
-    """A part of a recipe: credit for every token. Inherit from it to get the two properties below."""
-
-    @property
-    def needs_critic(self) -> bool:
-        """Whether it reads values that a critic has to learn."""
-        return False
-
-    @property
-    def min_group_size(self) -> int:
-        """Trajectories of a task it needs at least; smaller sampling plans are refused."""
-        return 1
-
-    def __call__(self, feedback: Feedback) -> Tensor:
-        """[B, L]: the advantage of every token; what it holds outside the mask does not matter."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,9 +172,23 @@ class SharedMean(Advantage):
         return self.inner.needs_critic
 
     @property
+    def needs_greedy(self) -> bool:
+        """As the inner estimator."""
+        return self.inner.needs_greedy
+
+    @property
+    def needs_states(self) -> bool:
+        """As the inner estimator."""
+        return self.inner.needs_states
+
+    @property
     def min_group_size(self) -> int:
         """As the inner estimator."""
         return self.inner.min_group_size
+
+    def value_targets(self, feedback: Feedback) -> Tensor:
+        """As the inner estimator."""
+        return self.inner.value_targets(feedback)
 
     def __call__(self, feedback: Feedback) -> Tensor:
         """[B, L] from the inner estimator's."""

@@ -8,12 +8,28 @@ A token shared by several paths appears once in U and in several rows of [B, L] 
 sampled tokens that at least one valid trajectory contains: tree by tree, segment by segment, token by token.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from agentrl.trajectory import Segment, Tree
+from agentrl.trajectory import Leaf, Segment, Tree
+
+GREEDY_REWARD = "greedy_reward"
+"""Key of a tree's metadata: return of the greedy episode that was played beside the group."""
+
+_Row: TypeAlias = dict[str, list[float] | list[int]]
+_COLUMNS = {
+    "token_index": torch.int64,
+    "turn": torch.int64,
+    "states": torch.int64,
+    "logprobs": torch.float32,
+    "entropies": torch.float32,
+    "turn_rewards": torch.float32,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +57,21 @@ class PathBatch:
     """[B, L] float32: entropies in nats when sampled; 0 where padded."""
     truncated: Tensor
     """[B] bool: the episode was cut by a token or turn limit."""
+    success: Tensor
+    """[B] bool: the environment counts the episode as solved."""
+    root: Tensor
+    """[B] int64: which trajectory sampled from the prompt this one is or branched from, counted within its group."""
+    turn_rewards: Tensor
+    """[B, L] float32: the reward of each turn at its last token, 0 elsewhere; a row sums to `rewards`."""
+    states: Tensor
+    """[B, L] int64: number of the state in which the token's turn was taken; equal numbers are equal states of one
+    task, -1 where the environment does not say."""
+    greedy_rewards: Tensor
+    """[B] float32: return of the greedy episode of the same task; NaN where none was played."""
+    reward_parts: Tensor
+    """[B, K] float32: the named parts of `rewards`; K = 0 where the environment gives plain numbers."""
+    part_names: tuple[str, ...] = ()
+    """Names of the K parts, in alphabetical order."""
 
     @property
     def lengths(self) -> Tensor:
@@ -49,11 +80,16 @@ class PathBatch:
 
     def rows(self, index: Tensor) -> "PathBatch":
         """The trajectories selected by `index` (int64 or bool), in that order."""
-        return replace(self, **{field.name: getattr(self, field.name)[index] for field in fields(self)})
+        return self._map(lambda column: column[index])
 
     def to(self, device: torch.device | str) -> "PathBatch":
         """The same batch on another device."""
-        return replace(self, **{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        return self._map(lambda column: column.to(device))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> "PathBatch":
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {name: change(c) for name, c in columns.items() if torch.is_tensor(c)}
+        return replace(self, **changed)
 
 
 def used_segments(tree: Tree) -> list[Segment]:
@@ -86,40 +122,53 @@ def lay_out_paths(trees: list[Tree]) -> PathBatch:
         for segment in used_segments(tree):
             first_token[number, segment.id] = num_unique
             num_unique += sum(segment.action_mask)
-    columns: dict[str, list[Tensor]] = {"token_index": [], "turn": [], "logprobs": [], "entropies": []}
-    rewards, group, truncated = [], [], []
+    rows: list[_Row] = []
+    group: list[int] = []
+    greedy: list[float] = []
+    states: dict[tuple[int, str], int] = {}
     for number, tree in enumerate(trees):
         for leaf in tree.valid_leaves:
-            index, turn, logprobs, entropies = _row(tree, leaf.segment, number, first_token)
-            columns["token_index"].append(torch.tensor(index, dtype=torch.int64))
-            columns["turn"].append(torch.tensor(turn, dtype=torch.int64))
-            columns["logprobs"].append(torch.tensor(logprobs, dtype=torch.float32))
-            columns["entropies"].append(torch.tensor(entropies, dtype=torch.float32))
-            rewards.append(leaf.reward)
+            rows.append(_row(tree, leaf, number, first_token, states))
             group.append(number)
-            truncated.append(leaf.stop_reason.is_truncation)
-    if not rewards:
+            greedy.append(float(tree.metadata.get(GREEDY_REWARD, math.nan)))
+    if not rows:
         raise ValueError("No valid trajectory in the batch: every episode ended by an infrastructure failure.")
-    lengths = torch.tensor([len(row) for row in columns["token_index"]])
-    padded = {name: torch.nn.utils.rnn.pad_sequence(rows, batch_first=True) for name, rows in columns.items()}
+    leaves = [leaf for tree in trees for leaf in tree.valid_leaves]
+    names = tuple(sorted({name for leaf in leaves for name in leaf.reward_parts}))
+    lengths = torch.tensor([len(row["token_index"]) for row in rows])
+    padded = {
+        name: torch.nn.utils.rnn.pad_sequence([torch.tensor(row[name], dtype=dtype) for row in rows], batch_first=True)
+        for name, dtype in _COLUMNS.items()
+    }
     return PathBatch(
         mask=torch.arange(int(lengths.max()))[None, :] < lengths[:, None],
-        rewards=torch.tensor(rewards, dtype=torch.float32),
+        rewards=torch.tensor([leaf.reward for leaf in leaves], dtype=torch.float32),
         group=torch.tensor(group),
-        truncated=torch.tensor(truncated),
+        truncated=torch.tensor([leaf.stop_reason.is_truncation for leaf in leaves]),
+        success=torch.tensor([leaf.success for leaf in leaves]),
+        root=torch.tensor([leaf.root for leaf in leaves]),
+        greedy_rewards=torch.tensor(greedy, dtype=torch.float32),
+        reward_parts=torch.tensor(
+            [[leaf.reward_parts.get(name, 0.0) for name in names] for leaf in leaves], dtype=torch.float32
+        ),
+        part_names=names,
         **padded,
     )
 
 
 def _row(
-    tree: Tree, leaf: int, number: int, first_token: dict[tuple[int, int], int]
-) -> tuple[list[int], list[int], list[float], list[float]]:
-    """Unique index, turn, log-probability and entropy of every sampled token on one path."""
+    tree: Tree,
+    leaf: Leaf,
+    number: int,
+    first_token: dict[tuple[int, int], int],
+    states: dict[tuple[int, str], int],
+) -> _Row:
+    """Everything that is known about the sampled tokens of one path."""
     index: list[int] = []
     turn: list[int] = []
     logprobs: list[float] = []
     entropies: list[float] = []
-    for segment in tree.path(leaf):
+    for segment in tree.path(leaf.segment):
         sampled = [i for i, action in enumerate(segment.action_mask) if action]
         start = first_token[number, segment.id]
         index.extend(range(start, start + len(sampled)))
@@ -127,4 +176,24 @@ def _row(
         source = segment.logprobs if segment.raw_logprobs is None else segment.raw_logprobs
         logprobs.extend(source[i] for i in sampled)
         entropies.extend(segment.entropies[i] for i in sampled)
-    return index, turn, logprobs, entropies
+    numbers = [states.setdefault((number, key), len(states)) for key in leaf.state_keys]
+    return {
+        "token_index": index,
+        "turn": turn,
+        "states": [numbers[t] if t < len(numbers) else -1 for t in turn],
+        "logprobs": logprobs,
+        "entropies": entropies,
+        "turn_rewards": _at_turn_ends(leaf, turn),
+    }
+
+
+def _at_turn_ends(leaf: Leaf, turn: list[int]) -> list[float]:
+    """The rewards of a path at the last tokens of its turns; what belongs to no token of its own goes to the last."""
+    placed = [0.0] * len(turn)
+    if not turn:
+        return placed
+    last_token = {t: position for position, t in enumerate(turn)}
+    for t, reward in enumerate(leaf.turn_rewards):
+        placed[last_token.get(t, len(turn) - 1)] += reward
+    placed[-1] += leaf.reward - sum(leaf.turn_rewards)
+    return placed

@@ -14,7 +14,6 @@ import torch
 
 from agentrl.errors import CheckpointError
 from agentrl.files import atomic_directory
-from agentrl.trainers.optimizer import MasterAdamW
 
 _STATE = "trainer.pt"
 _KEPT = 2
@@ -39,14 +38,14 @@ class Progress:
     """Evaluation reports so far, as JSON."""
 
 
-def save_checkpoint(folder: Path, model: Any, tokenizer: Any, optimizer: MasterAdamW, progress: Progress) -> Path:
+def save_checkpoint(folder: Path, model: Any, tokenizer: Any, state: dict[str, Any], progress: Progress) -> Path:
     """Writes the checkpoint of an update, completely or not at all, and removes all but the last two.
 
     Args:
         folder: The run's folder of checkpoints.
         model: A `transformers` or `peft` model.
         tokenizer: Saved beside it.
-        optimizer: Its state is saved.
+        state: What else the run has to keep, such as the optimizer's moments: tensors and plain values.
         progress: Saved as well; its `updates` names the checkpoint.
 
     Returns:
@@ -59,7 +58,7 @@ def save_checkpoint(folder: Path, model: Any, tokenizer: Any, optimizer: MasterA
     with atomic_directory(target) as new:
         model.save_pretrained(new)
         tokenizer.save_pretrained(new)
-        torch.save({"optimizer": optimizer.state_dict(), "progress": asdict(progress)}, new / _STATE)
+        torch.save({"state": state, "progress": asdict(progress)}, new / _STATE)
     for old in _checkpoints(folder)[:-_KEPT]:
         shutil.rmtree(old)
     return target
@@ -81,14 +80,14 @@ def latest_checkpoint(folder: Path) -> Path:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], Progress]:
-    """The optimizer's state and the progress of a checkpoint.
+    """The state and the progress of a checkpoint.
 
     Raises:
         CheckpointError: It cannot be read.
     """
     try:
         state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
-        return state["optimizer"], Progress(**state["progress"])
+        return state["state"], Progress(**state["progress"])
     except (OSError, EOFError, RuntimeError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"Checkpoint {path} cannot be read: {error}") from error
 

@@ -14,20 +14,23 @@ A recipe of your own changes what it wants to change::
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from agentrl.errors import ConfigError
 from agentrl.registry import Registry
-from agentrl.rollout.plan import GroupPlan
-from agentrl.trainers.advantages import Advantage
 from agentrl.trainers.aggregation import Aggregation
+from agentrl.trainers.algorithm import Algorithm
+from agentrl.trainers.feedback import Advantage
 from agentrl.trainers.kl import KLPenalty, KLPlace
 from agentrl.trainers.ratios import RatioLevel
-from agentrl.trainers.shaping import GroupFilter, RewardShaping
+from agentrl.trainers.reward_models.core import RewardSource
+from agentrl.trainers.shaping import RewardShaping
 from agentrl.trainers.surrogates import Surrogate
+from agentrl.trainers.token_weights import TokenWeight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Recipe(Algorithm):
     """The parts of an on-policy algorithm. Learning rate, epochs and mini-batches belong to the trainer, not here.
 
     Raises:
@@ -39,30 +42,25 @@ class Recipe:
                aggregation=SeqMeanTokenMean(), kl=KLPenalty(coef=0.04))
     """
 
-    name: str
-    paper: str
-    """arXiv identifier."""
-    idea: str
-    """What it does differently, in one line."""
-    sampling: GroupPlan
     advantage: Advantage
     ratio: RatioLevel
     surrogate: Surrogate
     aggregation: Aggregation
     kl: KLPenalty | None = None
+    reward: RewardSource | None = None
+    """A learned reward that takes the place of the environment's; None keeps the environment's."""
     shaping: tuple[RewardShaping, ...] = ()
-    """Added to the environment's rewards before advantages are formed."""
-    group_filter: GroupFilter | None = None
-    """Which groups are worth an update; None keeps all."""
+    """Added to the rewards before advantages are formed."""
     mask_truncated: bool = False
     """Whether trajectories that a limit cut short leave the loss (they stay in the statistics of their group)."""
+    token_weights: tuple[TokenWeight, ...] = ()
+    """Factors on the losses of single tokens, beside the aggregation's."""
 
     def __post_init__(self) -> None:
-        smallest = max(self.advantage.min_group_size, 1 if self.group_filter is None else 2)
-        if self.sampling.size < smallest:
+        if self.sampling.size < self.min_group_size:
             raise ConfigError(
-                f"Recipe {self.name!r} compares trajectories of one task and needs groups of at least {smallest}, "
-                f"got sampling.size={self.sampling.size}."
+                f"Recipe {self.name!r} compares trajectories of one task and needs groups of at least "
+                f"{self.min_group_size}, got sampling.size={self.sampling.size}."
             )
 
     @property
@@ -85,12 +83,45 @@ class Recipe:
         """Whether a value model has to be trained beside the policy."""
         return self.advantage.needs_critic
 
+    @property
+    def needs_greedy(self) -> bool:
+        """Whether a greedy episode is played beside every group."""
+        return self.advantage.needs_greedy
 
-RECIPES: Registry[Recipe] = Registry("recipe")
+    @property
+    def needs_states(self) -> bool:
+        """Whether the environment has to name states."""
+        return self.advantage.needs_states
+
+    @property
+    def needs_old_logprobs(self) -> bool:
+        """Whether the trainer computes log-probabilities of its own before the update."""
+        return any(weight.needs_old_logprobs for weight in self.token_weights)
+
+    @property
+    def min_group_size(self) -> int:
+        """Trajectories of a task that its parts have to see at once."""
+        return max(self.advantage.min_group_size, 1 if self.group_filter is None else 2)
+
+    @property
+    def allows_replay(self) -> bool:
+        """Whether the loss corrects for samples of an earlier policy."""
+        return self.surrogate.uses_ratio
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it takes beside the policy and its episodes."""
+        return (*super(Recipe, self).needs, *(["reward model"] if self.reward is not None else []))
+
+
+RECIPES: Registry[Algorithm] = Registry("recipe")
 """Every recipe by name; import it from `agentrl.trainers`, which fills it with the recipes that come with agentrl."""
 
 
-def recipe(build: Callable[[], Recipe]) -> Callable[[], Recipe]:
+AnyAlgorithm = TypeVar("AnyAlgorithm", bound=Algorithm)
+
+
+def recipe(build: Callable[[], AnyAlgorithm]) -> Callable[[], AnyAlgorithm]:
     """Enters the recipe that a function builds into `RECIPES`, under the function's name.
 
     Args:

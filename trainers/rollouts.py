@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,8 @@ from agentrl.policies.core import Sampling
 from agentrl.rollout.collector import Collector
 from agentrl.rollout.plan import GroupPlan
 from agentrl.seeding import derive, generator
-from agentrl.trainers.recipe import Recipe
+from agentrl.trainers.algorithm import Algorithm
+from agentrl.trainers.batch import GREEDY_REWARD
 from agentrl.trajectory import Tree
 
 
@@ -51,16 +53,43 @@ class Harvest:
     """All groups that were sampled, also those that the recipe's filter keeps out of the update."""
     kept: list[Tree]
     """The groups to train on."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What the source has to say beside `rollout_metrics`."""
 
 
-class TrainingRollouts:
+class EpisodeSource(Protocol):
+    """Where the episodes of an update come from."""
+
+    position: int
+    """Tasks drawn so far; set when a run is resumed."""
+
+    def sample(self, seed: int) -> Harvest:
+        """The episodes of the next update.
+
+        Args:
+            seed: Of this update.
+
+        Raises:
+            ConfigError: No episode is valid.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint has to keep beside `position`."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        return None
+
+
+class TrainingRollouts(EpisodeSource):
     """Samples the groups of an update.
 
     Args:
         collector: Policy, environment, limits.
         order: Training tasks.
-        recipe: Its sampling plan (with the run's overrides) and its filter of groups.
-        plan: The plan to use.
+        recipe: Its sampling plan, its filter of groups, and whether it compares with a greedy episode.
         tasks_per_update: Groups an update trains on.
         sampling: How tokens are drawn.
     """
@@ -69,18 +98,25 @@ class TrainingRollouts:
         self,
         collector: Collector,
         order: TaskOrder,
-        recipe: Recipe,
-        plan: GroupPlan,
+        recipe: Algorithm,
         *,
         tasks_per_update: int,
         sampling: Sampling,
     ) -> None:
         self._collector = collector
-        self.order = order
+        self._order = order
         self._recipe = recipe
-        self._plan = plan
         self._tasks_per_update = tasks_per_update
         self._sampling = sampling
+
+    @property
+    def position(self) -> int:
+        """Tasks drawn so far."""
+        return self._order.position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        self._order.position = position
 
     def sample(self, seed: int) -> Harvest:
         """Rolls out groups until enough pass the recipe's filter, or the bound on batches is reached.
@@ -96,24 +132,54 @@ class TrainingRollouts:
         """
         trees: list[Tree] = []
         kept: list[Tree] = []
+        baselines: list[Tree] = []
         group_filter = self._recipe.group_filter
         for attempt in range(1 if group_filter is None else group_filter.max_rounds):
-            tasks = self.order.draw(self._tasks_per_update)
+            tasks = self._order.draw(self._tasks_per_update)
             batch = self._collector.collect(
-                tasks, self._plan, seed=derive(seed, "batch", attempt), sampling=self._sampling
+                tasks, self._recipe.sampling, seed=derive(seed, "batch", attempt), sampling=self._sampling
             )
             trees.extend(batch)
-            kept.extend(tree for tree in batch if tree.valid_leaves and self._passes(tree))
+            passed = [tree for tree in batch if tree.valid_leaves and self._passes(tree)]
+            kept.extend(self._with_greedy(passed, baselines) if self._recipe.needs_greedy else passed)
             if len(kept) >= self._tasks_per_update:
                 break
         if not any(tree.valid_leaves for tree in trees):
             errors = Counter(leaf.error for tree in trees for leaf in tree.leaves)
             raise ConfigError(f"No episode of this update is valid. Most frequent cause: {errors.most_common(1)[0][0]}")
-        return Harvest(trees, kept[: self._tasks_per_update])
+        return Harvest(trees, kept[: self._tasks_per_update], baseline_metrics(baselines))
+
+    def _with_greedy(self, groups: Sequence[Tree], baselines: list[Tree]) -> list[Tree]:
+        """The groups with the return of a greedy episode of their task; those whose greedy episode failed are left out.
+
+        Args:
+            groups: Sampled groups.
+            baselines: The greedy episodes are added to it.
+        """
+        tasks = [group.metadata["task"] for group in groups]
+        played = self._collector.collect(tasks, GroupPlan(size=1), seed=0, sampling=Sampling(temperature=0.0))
+        baselines.extend(played)
+        return [
+            replace(group, metadata={**group.metadata, GREEDY_REWARD: leaf.reward})
+            for group, tree in zip(groups, played, strict=True)
+            for leaf in tree.valid_leaves
+        ]
 
     def _passes(self, tree: Tree) -> bool:
         group_filter = self._recipe.group_filter
         return group_filter is None or group_filter([leaf.reward for leaf in tree.valid_leaves])
+
+
+def baseline_metrics(trees: Sequence[Tree]) -> dict[str, float]:
+    """What greedy episodes cost, and how well they did; nothing if none was played."""
+    leaves = [leaf for tree in trees for leaf in tree.valid_leaves]
+    if not trees:
+        return {}
+    return {
+        "baseline_episodes": float(len(trees)),
+        "baseline_success": sum(leaf.success for leaf in leaves) / max(1, len(leaves)),
+        "baseline_tool_calls": float(sum(sum(leaf.tool_calls.values()) for leaf in leaves)),
+    }
 
 
 def rollout_metrics(trees: Sequence[Tree]) -> dict[str, float]:

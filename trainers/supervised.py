@@ -7,8 +7,8 @@ from itertools import takewhile
 import torch
 
 from agentrl.trainers.forward import TokenScorer
+from agentrl.trainers.learner import schedule
 from agentrl.trainers.settings import OptimizerSettings
-from agentrl.trainers.update import schedule
 from agentrl.trajectory import Segment, Tree
 
 

@@ -62,19 +62,45 @@ def clipped(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurrogateInputs:
-    """What a surrogate sees of the tokens; every tensor is [B, L] and 0 outside the mask."""
+    """What a surrogate sees of the tokens; every [B, L] tensor is 0 outside the mask."""
 
     log_ratio: Tensor
-    """At the recipe's ratio level, with gradient."""
+    """[B, L] at the recipe's ratio level, with gradient."""
     advantages: Tensor
+    """[B, L]."""
     mask: Tensor
-    """Tokens that count in the loss."""
+    """[B, L] bool: tokens that count in the loss."""
     logprobs: Tensor
-    """Log-probabilities under the policy being trained, with gradient."""
+    """[B, L] under the policy being trained, with gradient."""
+    old_logprobs: Tensor
+    """[B, L] under the policy that the ratio compares with."""
+    rows: Tensor
+    """[B] int64: which trajectories of the mini-batch these are."""
+    seed: int
+    """Names the random stream of this optimizer step."""
 
 
 class Surrogate(Protocol):
-    """A part of a recipe: the loss of every token."""
+    """A part of a recipe: the loss of every token. Inherit from it to get `needs_fit`, `uses_ratio` and `fit`."""
+
+    @property
+    def uses_ratio(self) -> bool:
+        """Whether the loss corrects for samples of an older policy; otherwise one step per batch is all it may take."""
+        return True
+
+    @property
+    def needs_fit(self) -> bool:
+        """Whether something is decided over a whole mini-batch before each optimizer step."""
+        return False
+
+    def fit(self, inputs: SurrogateInputs) -> "Surrogate":
+        """The surrogate of one optimizer step, decided on its whole mini-batch; only called where `needs_fit`.
+
+        Args:
+            inputs: All trajectories of the mini-batch, without gradient. What is kept per token is found again by
+                the `rows` of a micro-batch, whose columns are the first of those here.
+        """
+        return self
 
     def __call__(self, inputs: SurrogateInputs) -> TokenLoss:
         """Losses and metrics [B, L]; what they hold outside the mask does not matter."""

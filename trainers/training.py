@@ -11,9 +11,9 @@ from agentrl.evaluation.curves import plot_curves
 from agentrl.evaluation.report import EvaluationReport
 from agentrl.runs import RunFolder
 from agentrl.trainers.checkpoint import latest_checkpoint, load_checkpoint
-from agentrl.trainers.online import OnlineTrainer
 from agentrl.trainers.progress import TrainingProgress
 from agentrl.trainers.settings import TrainSettings
+from agentrl.trainers.trainer import Trainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def train(
         AgentRLError: See its leaves; each says what to do.
     """
     console = console or Console()
-    trainer = _resumed(settings.run) if resume else OnlineTrainer(settings)
+    trainer = _resumed(settings.run) if resume else Trainer(settings)
     path, settings, first = settings.run, trainer.settings, trainer.progress.updates
     if resume:
         folder = RunFolder.resume(path, update=first, command=command)
@@ -73,14 +73,14 @@ def train(
         )
 
 
-def _resumed(path: Path) -> OnlineTrainer:
+def _resumed(path: Path) -> Trainer:
     run = RunFolder.open(path)
     settings = load_config(TrainSettings, run.config_path)
     checkpoint = latest_checkpoint(run.checkpoints_path)
-    optimizer_state, progress = load_checkpoint(checkpoint)
+    state, progress = load_checkpoint(checkpoint)
     if progress.updates >= settings.updates and "after" in progress.reports:
         raise CheckpointError(
             f"The run in {path} is finished: all {settings.updates} updates are done. Nothing was trained. To go on "
             f"from its weights, start a new run with model.name={checkpoint}."
         )
-    return OnlineTrainer(settings, progress=progress, model_folder=checkpoint, optimizer_state=optimizer_state)
+    return Trainer(settings, progress=progress, model_folder=checkpoint, state=state)

@@ -1,23 +1,24 @@
-"""One update: from the trees of a rollout to new weights."""
+"""One update of an on-policy algorithm: from the trees of a rollout to new weights."""
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from agentrl.errors import PolicyError
-from agentrl.seeding import generator
+from agentrl.seeding import derive, generator
 from agentrl.trainers.batch import PathBatch, lay_out_paths
 from agentrl.trainers.forward import TokenScorer
+from agentrl.trainers.learner import Learner, gradient_step, schedule
 from agentrl.trainers.objective import (
     Metrics,
-    average_metrics,
-    compute_advantages,
+    assign_credit,
     compute_weights,
+    gather_feedback,
     policy_loss,
+    surrogate_inputs,
 )
 from agentrl.trainers.optimizer import MasterAdamW
 from agentrl.trainers.recipe import Recipe
@@ -26,18 +27,33 @@ from agentrl.trajectory import Tree
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
-    """The trees of one micro-batch, with their rows of everything that was computed for the whole batch."""
+class Columns:
+    """What was computed for all trajectories of a batch before its first optimizer step; every tensor is [B, L]."""
 
-    trees: list[Tree]
-    batch: PathBatch
     old_logprobs: Tensor
     ref_logprobs: Tensor | None
     advantages: Tensor
+
+    def cut(self, rows: Tensor, width: int) -> "Columns":
+        """Some rows, and the first columns."""
+        ref = None if self.ref_logprobs is None else self.ref_logprobs[rows, :width]
+        return Columns(self.old_logprobs[rows, :width], ref, self.advantages[rows, :width])
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A micro-batch: whole trees, and their share of what was computed for batch and mini-batch."""
+
+    trees: list[Tree]
+    batch: PathBatch
+    columns: Columns
     weights: Tensor
+    """[B, L]"""
+    rows: Tensor
+    """[B] int64: which trajectories of the mini-batch these are."""
 
 
-class Updater:
+class Updater(Learner):
     """Computes losses from trees and steps the optimizer.
 
     Args:
@@ -69,111 +85,106 @@ class Updater:
         self.optimizer = MasterAdamW(self.parameters, settings)
 
     def update(self, trees: Sequence[Tree], *, number: int, seed: int) -> dict[str, float]:
-        """Trains on the episodes of one rollout.
-
-        Args:
-            trees: Groups; those without a valid leaf are passed over.
-            number: Of this update, from 0; places it in the learning-rate schedule.
-            seed: Shuffles groups into mini-batches.
-
-        Returns:
-            Metrics of the update: the loss, the gradient norm before clipping, and those of the recipe.
-
-        Raises:
-            PolicyError: The gradient is not finite.
-        """
+        """Trains on the episodes of one rollout; see `Learner`."""
         groups = [tree for tree in trees if tree.valid_leaves]
         factor = schedule(self._settings, number, self._total_updates)
         self.optimizer.learning_rate = self._settings.learning_rate * factor
         steps: list[dict[str, float]] = []
-        batch, reference = self._prepare(groups)
-        advantages = compute_advantages(self._recipe, batch, old_logprobs=batch.logprobs, ref_logprobs=reference)
+        batch, columns = self._prepare(groups)
         for epoch in range(self._settings.epochs):
             order = generator(seed, "mini-batches", epoch).permutation(len(groups))
             for chosen in np.array_split(order, min(self._settings.mini_batches, len(groups))):
-                parts = self._parts(groups, sorted(chosen.tolist()), batch, reference, advantages)
-                steps.append(self._step(parts))
+                parts = self._parts(groups, sorted(chosen.tolist()), batch, columns)
+                steps.append(self._step(parts, derive(seed, "step", len(steps))))
         means = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
         return {**means, "learning_rate": self.optimizer.learning_rate}
 
-    def _prepare(self, groups: list[Tree]) -> tuple[PathBatch, Tensor | None]:
-        """All trajectories as rows on the model's device, and the reference's opinion of them."""
-        device = self.parameters[0].device
-        batch = lay_out_paths(groups).to(device)
-        if not self._recipe.needs_reference:
-            return batch, None
-        assert self._reference is not None, "the trainer loads a reference whenever the recipe needs one"
-        with torch.no_grad():
-            scores = torch.cat([self._reference([tree]) for tree in groups])  # unique tokens are numbered tree by tree
-        return batch, scores[batch.token_index]
+    def state_dict(self) -> dict[str, Any]:
+        """The optimizer's state."""
+        return {"optimizer": self.optimizer.state_dict()}
 
-    def _split(self, groups: Sequence[Tree]) -> list[list[int]]:
-        return self._scorer.split(groups, self._settings.max_tokens_per_micro_batch)
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes up what `state_dict` gave."""
+        self.optimizer.load_state_dict(state["optimizer"])
 
-    def _parts(
-        self, groups: list[Tree], chosen: list[int], batch: PathBatch, reference: Tensor | None, advantages: Tensor
-    ) -> Iterator[_Part]:
+    def _prepare(self, groups: list[Tree]) -> tuple[PathBatch, Columns]:
+        """All trajectories as rows on the model's device, and what has to be known of all of them."""
+        batch = lay_out_paths(groups).to(self.parameters[0].device)
+        old, reference = batch.logprobs, None
+        if self._recipe.needs_old_logprobs:
+            old = self._by_row(self._scores, groups, batch)
+        if self._recipe.needs_reference:
+            assert self._reference is not None, "the trainer loads a reference whenever the recipe needs one"
+            reference = self._by_row(self._reference, groups, batch)
+        feedback = gather_feedback(self._recipe, batch, old_logprobs=old, ref_logprobs=reference)
+        return batch, Columns(old, reference, assign_credit(self._recipe, feedback))
+
+    @torch.no_grad()
+    def _by_row(self, score: Callable[[list[Tree]], Tensor], groups: list[Tree], batch: PathBatch) -> Tensor:
+        """[B, L] from a function that gives [U] for some trees; they go through it one by one."""
+        scores = torch.cat([score([tree]) for tree in groups])  # unique tokens are numbered tree by tree
+        return scores[batch.token_index]
+
+    def _parts(self, groups: list[Tree], chosen: list[int], batch: PathBatch, columns: Columns) -> list[Part]:
         """Cuts a mini-batch into micro-batches of whole trees; weights are those of the whole mini-batch."""
-        rows = torch.isin(batch.group, torch.tensor(chosen, device=batch.group.device))
-        weights = torch.zeros_like(batch.logprobs)
-        weights[rows] = compute_weights(self._recipe, batch.rows(rows))
-        for part in self._split([groups[i] for i in chosen]):
-            members = [chosen[i] for i in part]
-            row = torch.cat([(batch.group == i).nonzero().flatten() for i in members])
-            trees = [groups[i] for i in members]
-            yield _Part(
-                trees=trees,
-                batch=lay_out_paths(trees).to(batch.mask.device),
-                old_logprobs=batch.logprobs[row],
-                ref_logprobs=None if reference is None else reference[row],
-                advantages=advantages[row],
-                weights=weights[row],
-            )
+        members = torch.isin(batch.group, torch.tensor(chosen, device=batch.group.device)).nonzero().flatten()
+        weights = compute_weights(self._recipe, batch.rows(members), old_logprobs=columns.old_logprobs[members])
+        parts = []
+        for part in self._scorer.split([groups[i] for i in chosen], self._settings.max_tokens_per_micro_batch):
+            numbers = [chosen[i] for i in part]
+            rows = torch.cat([(batch.group[members] == i).nonzero().flatten() for i in numbers])
+            trees = [groups[i] for i in numbers]
+            laid_out = lay_out_paths(trees).to(batch.mask.device)
+            width = laid_out.mask.shape[1]  # of this micro-batch; the whole batch may be wider
+            parts.append(Part(trees, laid_out, columns.cut(members[rows], width), weights[rows, :width], rows))
+        return parts
 
-    def _step(self, parts: Iterator[_Part]) -> dict[str, float]:
-        self._scorer.model.train()
-        self.optimizer.zero_grad()
-        losses: list[float] = []
-        metrics: list[Metrics] = []
-        for part in parts:
-            loss, part_metrics = self._loss(part)
-            loss.backward()  # type: ignore[no-untyped-call]
-            losses.append(float(loss.detach()))
-            metrics.append(part_metrics)
-        norm = self.optimizer.step()
-        if not math.isfinite(norm):
-            raise PolicyError(
-                f"The gradient norm is {norm}: the update would destroy the weights, so it was not made. Lower "
-                "optimizer.learning_rate, or use float32."
-            )
-        return {"loss": sum(losses), "grad_norm": norm, **average_metrics(metrics)}
+    def _step(self, parts: list[Part], seed: int) -> dict[str, float]:
+        recipe = self._fitted(parts, seed) if self._recipe.surrogate.needs_fit else self._recipe
+        losses = (self._loss(recipe, part, seed) for part in parts)
+        return gradient_step(self._scorer.model, self.optimizer, losses)
 
-    def _loss(self, part: _Part) -> tuple[Tensor, Metrics]:
-        scores = self._scorer.score(part.trees, temperature=self._temperature)
-        width = part.batch.mask.shape[1]  # of this micro-batch; the whole batch may be wider
-        logprobs = scores.logprobs[part.batch.token_index]
-        loss, metrics = policy_loss(
+    @torch.no_grad()
+    def _fitted(self, parts: list[Part], seed: int) -> Recipe:
+        """The recipe with its surrogate fitted to a whole mini-batch, which costs one more forward pass."""
+        batch = lay_out_paths([tree for part in parts for tree in part.trees]).to(self.parameters[0].device)
+        order = torch.cat(
+            [part.rows for part in parts]
+        ).argsort()  # micro-batches need not follow the mini-batch's order
+
+        def joined(columns: list[Tensor]) -> Tensor:
+            width = batch.mask.shape[1]
+            return torch.cat([torch.nn.functional.pad(c, (0, width - c.shape[1])) for c in columns])[order]
+
+        inputs = surrogate_inputs(
             self._recipe,
+            batch.rows(order),
+            joined([self._logprobs(part) for part in parts]),
+            old_logprobs=joined([part.columns.old_logprobs for part in parts]),
+            advantages=joined([part.columns.advantages for part in parts]),
+            seed=seed,
+        )
+        return replace(self._recipe, surrogate=self._recipe.surrogate.fit(inputs))
+
+    def _scores(self, trees: list[Tree]) -> Tensor:
+        return self._scorer.score(trees, temperature=self._temperature).logprobs
+
+    def _logprobs(self, part: Part) -> Tensor:
+        return self._scores(part.trees)[part.batch.token_index]
+
+    def _loss(self, recipe: Recipe, part: Part, seed: int) -> tuple[Tensor, Metrics]:
+        logprobs = self._logprobs(part)
+        old = part.columns.old_logprobs
+        loss, metrics = policy_loss(
+            recipe,
             part.batch,
             logprobs,
-            old_logprobs=part.old_logprobs[:, :width],
-            advantages=part.advantages[:, :width],
-            weights=part.weights[:, :width],
-            ref_logprobs=None if part.ref_logprobs is None else part.ref_logprobs[:, :width],
+            old_logprobs=old,
+            advantages=part.columns.advantages,
+            weights=part.weights,
+            ref_logprobs=part.columns.ref_logprobs,
+            rows=part.rows,
+            seed=seed,
         )
-        drift = (logprobs.detach() - part.old_logprobs[:, :width]).abs().masked_fill(~part.batch.mask, 0.0)
+        drift = (logprobs.detach() - old).abs().masked_fill(~part.batch.mask, 0.0)
         return loss, {**metrics, "logprob_drift": drift.sum() / part.batch.mask.sum().clamp(min=1)}
-
-
-def schedule(settings: OptimizerSettings, number: int, total: int) -> float:
-    """Factor of the learning rate at update `number` of `total`: linear warm-up, then constant, linear or cosine.
-
-    >>> [round(schedule(OptimizerSettings(warmup_updates=2, schedule="linear"), n, 6), 2) for n in range(6)]
-    [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
-    """
-    if number < settings.warmup_updates:
-        return (number + 1) / settings.warmup_updates
-    progress = (number - settings.warmup_updates) / max(1, total - settings.warmup_updates)
-    if settings.schedule == "linear":
-        return 1.0 - progress
-    return 0.5 * (1.0 + math.cos(math.pi * progress)) if settings.schedule == "cosine" else 1.0

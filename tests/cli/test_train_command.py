@@ -18,7 +18,7 @@ from agentrl.evaluation import EvaluationReport, read_report, summarize
 from agentrl.runs import RunFolder, RunStatus, read_metrics
 from agentrl.seeding import derive
 from agentrl.trainers.checkpoint import load_checkpoint
-from agentrl.trainers.online import OnlineTrainer
+from agentrl.trainers.trainer import Trainer
 from agentrl.trainers.training import TrainResult
 from agentrl.trajectory import Leaf, StopReason, Tree
 
@@ -42,15 +42,15 @@ def line(stdout: str, label: str) -> str:
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the third update end as Ctrl-C would."""
-    original = OnlineTrainer._update
+    original = Trainer._update
 
-    def update(self: OnlineTrainer, number: int, *others: Any) -> Any:
+    def update(self: Trainer, number: int, *others: Any) -> Any:
         if number == 2:
             raise KeyboardInterrupt
         return original(self, number, *others)
 
     def switch(on: bool) -> None:
-        monkeypatch.setattr(OnlineTrainer, "_update", update if on else original)
+        monkeypatch.setattr(Trainer, "_update", update if on else original)
 
     return switch
 

@@ -36,6 +36,20 @@ class Case:
         return torch.where(self.batch.mask, values[self.batch.token_index], self.garbage)
 
 
+def silent(mask: Tensor, rewards: list[float]) -> dict[str, Tensor]:
+    """The columns of a batch whose environment says nothing but one reward at the end."""
+    rows, columns = mask.shape
+    last = mask & (mask.flip(1).cumsum(1).flip(1) == 1)
+    return {
+        "success": torch.tensor([reward >= 1.0 for reward in rewards]),
+        "root": torch.arange(rows),
+        "turn_rewards": torch.tensor(rewards, dtype=torch.float64)[:, None] * last,
+        "states": torch.full((rows, columns), -1),
+        "greedy_rewards": torch.full((rows,), math.nan, dtype=torch.float64),
+        "reward_parts": torch.zeros(rows, 0, dtype=torch.float64),
+    }
+
+
 def make_batch(
     lengths: list[int],
     rewards: list[float],
@@ -59,6 +73,7 @@ def make_batch(
         logprobs=torch.zeros(mask.shape, dtype=torch.float64),
         entropies=torch.zeros(mask.shape, dtype=torch.float64),
         truncated=torch.tensor(truncated or [False] * len(lengths)),
+        **silent(mask, rewards),
     )
 
 
@@ -115,5 +130,6 @@ def _lay_out(
         logprobs=torch.zeros(mask.shape, dtype=torch.float64),
         entropies=torch.zeros(mask.shape, dtype=torch.float64),
         truncated=torch.tensor(truncated),
+        **silent(mask, rewards),
     )
     return batch, garbage

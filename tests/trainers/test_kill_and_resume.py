@@ -58,9 +58,9 @@ def test_kill_minus_9_and_resume(tmp_path: Path) -> None:
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     one, other = (torch.load(last(run) / "trainer.pt", weights_only=True) for run in (whole, killed))
-    for index, moments in one["optimizer"]["adamw"]["state"].items():
+    for index, moments in one["state"]["learner"]["optimizer"]["adamw"]["state"].items():
         for name, value in moments.items():
-            assert torch.equal(value, other["optimizer"]["adamw"]["state"][index][name])
+            assert torch.equal(value, other["state"]["learner"]["optimizer"]["adamw"]["state"][index][name])
     assert rows(whole) == rows(killed)
     trees = [(run / "trees.jsonl").read_text() for run in (whole, killed)]
     assert trees[0] == trees[1]

@@ -106,9 +106,10 @@ def pad(batch: PathBatch, num_rows: int, num_columns: int) -> PathBatch:
     columns = {}
     for field in fields(batch):
         old = getattr(batch, field.name)
-        shape = (num_rows, num_columns)[: old.ndim]
-        columns[field.name] = torch.zeros(shape, dtype=old.dtype)
-        columns[field.name][tuple(slice(n) for n in old.shape)] = old
+        if isinstance(old, Tensor):
+            shape = (num_rows, num_columns if old.shape == batch.mask.shape else old.shape[-1])[: old.ndim]
+            columns[field.name] = torch.zeros(shape, dtype=old.dtype)
+            columns[field.name][tuple(slice(n) for n in old.shape)] = old
     columns["group"][-1] = 99
     return replace(batch, **columns)
 

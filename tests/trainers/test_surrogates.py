@@ -116,7 +116,15 @@ def test_the_part_passes_its_numbers_on() -> None:
     generator = torch.Generator().manual_seed(0)
     log_ratio, advantages = torch.randn(2, 4, 5, dtype=F64, generator=generator)
     mask = torch.ones(4, 5, dtype=torch.bool)
-    inputs = SurrogateInputs(log_ratio=log_ratio, advantages=advantages, mask=mask, logprobs=log_ratio)
+    inputs = SurrogateInputs(
+        log_ratio=log_ratio,
+        advantages=advantages,
+        mask=mask,
+        logprobs=log_ratio,
+        old_logprobs=torch.zeros_like(log_ratio),
+        rows=torch.arange(4),
+        seed=0,
+    )
     part = Clip(low=0.1, high=0.4, dual=2.0)(inputs)
     assert torch.equal(part.values, clipped(log_ratio, advantages, mask, low=0.1, high=0.4, dual=2.0).values)
 

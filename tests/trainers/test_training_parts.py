@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,8 +25,8 @@ from agentrl.rollout.plan import BranchRule, GroupPlan
 from agentrl.seeding import derive
 from agentrl.trainers import RECIPES, fine_tune
 from agentrl.trainers.alarms import Alarms
+from agentrl.trainers.assembly import num_tasks, plan_of
 from agentrl.trainers.forward import TokenScorer
-from agentrl.trainers.online import num_tasks, plan_of
 from agentrl.trainers.progress import TrainingProgress, summary_line
 from agentrl.trainers.rollouts import TaskOrder, TrainingRollouts, rollout_metrics
 from agentrl.trainers.settings import GroupSettings, OptimizerSettings
@@ -100,8 +101,7 @@ def rollouts(recipe: str, source: Source, tasks_per_update: int = 4, num_tasks: 
     return TrainingRollouts(
         source,  # type: ignore[arg-type]
         TaskOrder(num_tasks, seed=0),
-        RECIPES[recipe],
-        GroupPlan(size=2),
+        replace(RECIPES[recipe], sampling=GroupPlan(size=2)),
         tasks_per_update=tasks_per_update,
         sampling=Sampling(),
     )
@@ -123,7 +123,7 @@ def test_groups_of_equal_rewards_are_replaced() -> None:
         f"task-{task}" for task in TaskOrder(12, 0).draw(12) if task % 3 == 0
     ]
     assert len(harvest.trees) == 12
-    assert sampled.order.position == 12
+    assert sampled.position == 12
     assert [seed for _, seed in source.asked] == [derive(7, "batch", attempt) for attempt in range(3)]
     assert len({seed for _, seed in source.asked}) == 3
 
@@ -166,8 +166,7 @@ def test_invalid_trajectories_do_not_make_a_contrast() -> None:
 def test_a_group_without_a_valid_trajectory_is_not_trained_on() -> None:
     source = Source(lambda task: [0.0, 1.0])
     sampled = rollouts("grpo", source)
-    first = sampled.order.draw(1)[0]
-    sampled.order.position = 0
+    first = TaskOrder(12, seed=0).draw(1)[0]
     source.collect = lambda tasks, plan, **_: [group(task, [0.0, 1.0], valid=task != first) for task in tasks]  # type: ignore[method-assign]
     harvest = sampled.sample(seed=0)
     assert (len(harvest.trees), harvest.kept) == (4, harvest.trees[1:])

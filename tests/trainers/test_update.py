@@ -17,8 +17,9 @@ from tree_cases import VOCAB, assert_same_gradients, random_tree, tiny_model
 from agentrl.errors import PolicyError
 from agentrl.trainers import RECIPES, KLEstimator, KLPenalty, KLPlace, OverlongPenalty, Recipe
 from agentrl.trainers.forward import TokenScorer
+from agentrl.trainers.learner import schedule
 from agentrl.trainers.settings import OptimizerSettings
-from agentrl.trainers.update import Updater, schedule
+from agentrl.trainers.update import Part, Updater
 from agentrl.trajectory import Leaf, StopReason, Tree
 
 NEVER_CLIPS = 1e9
@@ -253,14 +254,9 @@ def test_invalid_trajectories_change_nothing() -> None:
 class Steps(Updater):
     """Remembers which groups went into each optimizer step."""
 
-    def _step(self, parts: Any) -> dict[str, float]:
-        chosen = [part.trees for part in parts]
-        self.seen = [*getattr(self, "seen", []), [tree.task_id for trees in chosen for tree in trees]]
-        return super()._step(part for part in self._last)
-
-    def _parts(self, *arguments: Any) -> Any:
-        self._last = list(super()._parts(*arguments))
-        return iter(self._last)
+    def _step(self, parts: list[Part], seed: int) -> dict[str, float]:
+        self.seen = [*getattr(self, "seen", []), [tree.task_id for part in parts for tree in part.trees]]
+        return super()._step(parts, seed)
 
 
 @pytest.mark.parametrize(("mini_batches", "sizes"), [(1, [5]), (2, [3, 2]), (4, [2, 1, 1, 1]), (9, [1] * 5)])

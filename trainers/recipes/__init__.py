@@ -3,13 +3,14 @@
 import importlib
 
 from agentrl.errors import UnknownNameError
-from agentrl.trainers.recipe import RECIPES, Recipe
+from agentrl.trainers.algorithm import Algorithm
+from agentrl.trainers.recipe import RECIPES
 from agentrl.trainers.recipes import arpo, dapo, dr_grpo, grpo
 
 __all__ = ["RECIPES", "arpo", "dapo", "dr_grpo", "find_recipe", "grpo"]
 
 
-def find_recipe(name: str) -> Recipe:
+def find_recipe(name: str) -> Algorithm:
     """The recipe of a config: one of `RECIPES`, or "module:name" for one of your own.
 
     Args:

@@ -1,47 +1,38 @@
-"""The loop that every on-policy recipe shares: roll out, score, update, tell; and evaluation before and after."""
+"""The loop that every algorithm shares: get episodes, judge them, update, tell; and evaluation before and after."""
 
 import contextlib
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gymnasium
 import torch
 
-from agentrl.envs import ToolEnv, make
 from agentrl.evaluation.evaluate import describe_tasks, evaluate
 from agentrl.evaluation.report import EvaluationReport
 from agentrl.policies.core import Sampling
 from agentrl.rollout.collector import Collector
-from agentrl.rollout.plan import BranchRule, GroupPlan
 from agentrl.runs import Row, RunFolder, read_metrics
 from agentrl.seeding import derive
 from agentrl.trainers.alarms import Alarms
+from agentrl.trainers.assembly import build_learner, build_rewards, build_source, env_maker, num_tasks, resolve_recipe
 from agentrl.trainers.checkpoint import Progress, save_checkpoint
 from agentrl.trainers.event_log import EventLog
-from agentrl.trainers.forward import TokenScorer
-from agentrl.trainers.models import reference_scores, trainable_model
+from agentrl.trainers.models import trainable_model
 from agentrl.trainers.progress import TrainingProgress
-from agentrl.trainers.recipe import Recipe
-from agentrl.trainers.recipes import find_recipe
-from agentrl.trainers.rollouts import TaskOrder, TrainingRollouts, rollout_metrics
-from agentrl.trainers.settings import EnvSettings, GroupSettings, TrainSettings
-from agentrl.trainers.update import Updater
-
-_NUM_SEEDS = 1_000_000
-"""Tasks of an environment that has no set of them: as many as can be shuffled in a moment."""
+from agentrl.trainers.rollouts import rollout_metrics
+from agentrl.trainers.settings import TrainSettings
 
 
-class OnlineTrainer:
+class Trainer:
     """A training run in memory; `agentrl.trainers.train` puts it on disk.
 
     Args:
         settings: The run.
         progress: How far an earlier part of the run got.
         model_folder: Weights of that part; None takes those the settings name.
-        optimizer_state: Of that part.
+        state: Of that part: optimizer, and whatever else the algorithm keeps.
     """
 
     def __init__(
@@ -50,14 +41,13 @@ class OnlineTrainer:
         *,
         progress: Progress | None = None,
         model_folder: Path | None = None,
-        optimizer_state: dict[str, Any] | None = None,
+        state: dict[str, Any] | None = None,
     ) -> None:
         if settings.threads is not None:
             torch.set_num_threads(settings.threads)
         self.settings = settings
         self.progress = progress or Progress()
-        recipe = find_recipe(settings.recipe)
-        self.recipe = replace(recipe, sampling=plan_of(recipe, settings.group))
+        self.recipe = resolve_recipe(settings)
         loaded = trainable_model(settings.model, model_folder, stop_at_tool_call=settings.rollout.stop_at_tool_call)
         self.loaded = loaded
         self.policy = loaded.policy()
@@ -67,24 +57,12 @@ class OnlineTrainer:
         with contextlib.closing(self._test_env()) as env:
             self._test_name = describe_tasks(env)
         self._evaluator = self._collector(self._test_env)
-        self.rollouts = TrainingRollouts(
-            self._collector(self._train_env),
-            TaskOrder(num_tasks(self._train_env), settings.seed, self.progress.tasks_drawn),
-            self.recipe,
-            self.recipe.sampling,
-            tasks_per_update=settings.rollout.tasks_per_update,
-            sampling=settings.rollout.sampling,
-        )
-        self.updater = Updater(
-            self.recipe,
-            settings.optimizer,
-            TokenScorer(loaded.model),
-            temperature=settings.rollout.temperature,
-            total_updates=settings.updates,
-            reference=reference_scores(loaded, settings) if self.recipe.needs_reference else None,
-        )
-        if optimizer_state is not None:
-            self.updater.optimizer.load_state_dict(optimizer_state)
+        self.source = build_source(self.recipe, settings, self._collector(self._train_env), self._train_env)
+        self.source.position = self.progress.tasks_drawn
+        self.learner = build_learner(self.recipe, settings, loaded)
+        self.rewards = build_rewards(self.recipe, settings, loaded)
+        if state is not None:
+            self._load_state(state)
         self._alarms = Alarms()
         self._logs: tuple[RunFolder | EventLog, ...] = ()
 
@@ -107,7 +85,7 @@ class OnlineTrainer:
             for number in range(self.progress.updates, self.settings.updates):
                 metrics = self._update(number, folder, display)
                 self.progress.updates = number + 1
-                self.progress.tasks_drawn = self.rollouts.order.position
+                self.progress.tasks_drawn = self.source.position
                 self.progress.seconds = time.monotonic() - started
                 self._finish_update(number + 1, metrics, folder, display)
             self._evaluate("after", display)
@@ -140,21 +118,30 @@ class OnlineTrainer:
     def save(self, folder: RunFolder) -> Path:
         """Writes a checkpoint and returns its folder."""
         return save_checkpoint(
-            folder.checkpoints_path,
-            self.loaded.model,
-            self.loaded.tokenizer,
-            self.updater.optimizer,
-            self.progress,
+            folder.checkpoints_path, self.loaded.model, self.loaded.tokenizer, self._state(), self.progress
         )
+
+    def _state(self) -> dict[str, Any]:
+        rewards = None if self.rewards is None else self.rewards.state_dict()
+        return {"learner": self.learner.state_dict(), "source": self.source.state_dict(), "rewards": rewards}
+
+    def _load_state(self, state: dict[str, Any]) -> None:
+        self.learner.load_state_dict(state["learner"])
+        self.source.load_state_dict(state["source"])
+        if self.rewards is not None:
+            self.rewards.load_state_dict(state["rewards"])
 
     def _update(self, number: int, folder: RunFolder, display: TrainingProgress) -> dict[str, float]:
         seed = derive(self.settings.seed, "update", number)
         start = time.monotonic()
-        harvest = self.rollouts.sample(seed)
+        harvest = self.source.sample(seed)
         sampled = time.monotonic()
-        metrics = rollout_metrics(harvest.trees)
+        metrics = {**rollout_metrics(harvest.trees), **harvest.metrics}
         if harvest.kept:
-            metrics.update(self.updater.update(harvest.kept, number=number, seed=seed))
+            trees = harvest.kept if self.rewards is None else self.rewards.score(harvest.kept)
+            metrics.update(self.learner.update(trees, number=number, seed=seed))
+        if self.rewards is not None:
+            metrics.update(self.rewards.fit(harvest.trees, number=number, seed=seed))
         self.policy.weights_changed()  # also counts an update that found nothing to learn from, as resuming does
         end = time.monotonic()
         metrics["groups_trained"] = float(len(harvest.kept))
@@ -212,31 +199,6 @@ class OnlineTrainer:
             vocab_size=self.loaded.vocab_size,
             limits=self.settings.rollout.limits,
         )
-
-
-def plan_of(recipe: Recipe, overrides: GroupSettings) -> GroupPlan:
-    """The recipe's sampling plan with a run's overrides."""
-    changes = {name: value for name, value in overrides.model_dump().items() if value is not None}
-    plan = recipe.sampling
-    if "size" in changes and "initial" not in changes and plan.initial is not None:
-        changes["initial"] = max(1, changes["size"] * plan.initial // plan.size)  # keep the recipe's share
-    if changes.get("rule") is BranchRule.NONE:
-        changes["initial"] = None
-    return replace(plan, **changes)
-
-
-def env_maker(settings: EnvSettings, split: str) -> Callable[[], gymnasium.Env[str, str]]:
-    """A function that makes environments of one split."""
-    return lambda: make(settings.id, **{"split": split, **settings.arguments})
-
-
-def num_tasks(make_env: Callable[[], gymnasium.Env[str, str]]) -> int:
-    """Size of an environment's split; a number of seeds where it is no `ToolEnv`."""
-    env = make_env()
-    try:
-        return len(env.unwrapped.task_set()) if isinstance(env.unwrapped, ToolEnv) else _NUM_SEEDS
-    finally:
-        env.close()
 
 
 def describe(report: EvaluationReport) -> str:
