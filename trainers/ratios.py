@@ -40,6 +40,66 @@ def token_level(log_ratio: Tensor, mask: Tensor) -> Tensor:
     return zero_outside(log_ratio, mask)
 
 
+def sequence_level(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """The geometric mean of a trajectory's token ratios, s_i = exp(1/L_i sum_t log r_(i,t)): GSPO, arXiv:2507.18071.
+
+    Without the exponent 1/L_i this would be the ratio of the joint probabilities, `product_level`.
+
+    Args:
+        log_ratio: [B, L], with gradient; anything outside the mask.
+        mask: [B, L] bool.
+
+    Returns:
+        [B, L]: log s_i at every token of trajectory i.
+
+    Raises:
+        TypeError, ValueError: Wrong dtype or shape.
+
+    >>> row = torch.tensor([[0.1, -0.05, 0.02]], dtype=torch.float64)
+    >>> round(float(sequence_level(row, torch.ones(1, 3, dtype=torch.bool)).exp()[0, 0]), 6)
+    1.023608
+    """
+    lengths = mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return product_level(log_ratio, mask) / lengths
+
+
+def product_level(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """The ratio of the joint probabilities, S_i = exp(sum_t log r_(i,t)); TRL's RLOO clips it.
+
+    Args:
+        log_ratio: [B, L], with gradient; anything outside the mask.
+        mask: [B, L] bool.
+
+    Returns:
+        [B, L]: log S_i at every token of trajectory i.
+
+    Raises:
+        TypeError, ValueError: Wrong dtype or shape.
+    """
+    require_paths(mask, log_ratio=log_ratio)
+    return zero_outside(log_ratio, mask).sum(dim=1, keepdim=True).expand(mask.shape)
+
+
+def mean_level(log_ratio: Tensor, mask: Tensor) -> Tensor:
+    """The arithmetic mean of a trajectory's token ratios, 1/L_i sum_t r_(i,t): GRPO-S, arXiv:2508.04349.
+
+    Args:
+        log_ratio: [B, L], with gradient; anything outside the mask.
+        mask: [B, L] bool.
+
+    Returns:
+        [B, L]: the log of that mean at every token of trajectory i; 0 in a trajectory without a token.
+
+    Raises:
+        TypeError, ValueError: Wrong dtype or shape.
+    """
+    require_paths(mask, log_ratio=log_ratio)
+    ratio = zero_outside(bounded_exp(zero_outside(log_ratio, mask)), mask)
+    mean = ratio.sum(dim=1, keepdim=True) / mask.sum(dim=1, keepdim=True).clamp(min=1)
+    filled = mask.any(dim=1, keepdim=True)
+    return zero_outside(torch.log(torch.where(filled, mean, 1.0)), filled).expand(mask.shape)
+
+
 class RatioLevel(Protocol):
     """A part of a recipe: token log-ratios and mask in, the surrogate's log-ratios out."""
 
@@ -55,3 +115,44 @@ class TokenRatio(RatioLevel):
     def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
         """The log-ratios themselves."""
         return token_level(log_ratio, mask)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceRatio(RatioLevel):
+    """GSPO's geometric mean, the same for all tokens of a trajectory (`sequence_level`)."""
+
+    def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        """[B, L] from the whole rows."""
+        return sequence_level(log_ratio, mask)
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceTokenRatio(RatioLevel):
+    """GSPO-token: the value of `SequenceRatio`, the gradient of each token's own. arXiv:2507.18071, equation 14.
+
+    s_(i,t) = sg(s_i) * pi_t / sg(pi_t): where all tokens of a trajectory have one advantage, loss and gradient equal
+    GSPO's under a mean over tokens; where they have not, each token is pushed by its own.
+    """
+
+    def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        """[B, L] from the whole rows."""
+        own = token_level(log_ratio, mask)
+        return sequence_level(log_ratio, mask).detach() + own - own.detach()
+
+
+@dataclass(frozen=True, slots=True)
+class ProductRatio(RatioLevel):
+    """The ratio of whole trajectories (`product_level`); on long ones it leaves any clip after one optimizer step."""
+
+    def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        """[B, L] from the whole rows."""
+        return product_level(log_ratio, mask)
+
+
+@dataclass(frozen=True, slots=True)
+class MeanRatio(RatioLevel):
+    """GRPO-S's arithmetic mean, the same for all tokens of a trajectory (`mean_level`)."""
+
+    def __call__(self, log_ratio: Tensor, mask: Tensor) -> Tensor:
+        """[B, L] from the whole rows."""
+        return mean_level(log_ratio, mask)

@@ -6,6 +6,7 @@ import pytest
 import reference_clip_cov
 import reference_correction
 import reference_gigpo
+import reference_gmpo
 import reference_gpg
 import reference_grpo_process
 import reference_grpo_s
@@ -15,6 +16,7 @@ import reference_mt_grpo
 import reference_ppo
 import reference_reinforce
 import reference_reinforce_pp
+import reference_reinforce_pp_baseline
 import reference_remax
 import reference_rloo
 import reference_several_rewards
@@ -77,6 +79,22 @@ def test_kl_in_the_reward() -> None:
     assert flat(rows) == pytest.approx([-0.707089, 0.707089], abs=1e-6)
 
 
+def test_reinforce_pp_baseline_has_one_scale_for_all_groups() -> None:
+    """Centred 4, -4 and 1, -1, a token each: std sqrt(34 / 3) = 3.366502; 4 / 3.366502 and 1 / 3.366502."""
+    rows = reference_reinforce_pp_baseline.advantages([[0], [1], [2], [3]], [8.0, 0.0, 7.0, 5.0], [0, 0, 1, 1])
+    assert flat(rows) == pytest.approx([1.188177, -1.188177, 0.297044, -0.297044], abs=1e-6)
+    # The KL term: no contrast, so only .5 * .2^2 / 2 on one of two tokens is left.
+    value = reference_reinforce_pp_baseline.loss([[0, 1]], [1.0], [0], [-0.8, -1.0], [-1.0] * 2, [-1.0] * 2, beta=0.5)
+    assert value == pytest.approx(0.005)
+
+
+def test_gmpo_clips_one_side_by_the_sign() -> None:
+    """A = +-.707107; log-ratios 1 and -1: held at .4 and -1 for A > 0 (mean -.3), at 1 and -.4 for A < 0 (.3)."""
+    new, old = [0.0, -2.0, 0.0, -2.0], [-1.0] * 4
+    value = reference_gmpo.loss([[0, 1], [2, 3]], [1.0, 0.0], [0, 0], new, old, eps=0.0)
+    assert value == pytest.approx(HALF * (math.exp(0.3) - math.exp(-0.3)) / 2)
+
+
 def test_process_rewards() -> None:
     """1, 0, 0, 1: mean .5, std sqrt(1 / 3) = .577350, z = +-.866025; then sums from the token's turn on."""
     turns, rewards = [[0, 1], [0, 0, 1], []], [[1.0, 0.0], [0.0, 1.0], []]
@@ -119,14 +137,17 @@ def test_trees_and_turns() -> None:
     """Among all four: mean .25, std .5: 1.5 and -.5. In the first tree +-.707107, in the second no contrast."""
     rows = reference_tree_grpo.advantages([[0], [1], [2], [3]], [1.0, 0.0, 0.0, 0.0], [0] * 4, [0, 0, 1, 1], eps=0.0)
     assert flat(rows) == pytest.approx([1.5 + HALF, -0.5 - HALF, -0.5, -0.5])
-    # First turns .5 and 0, the rest 1 and 0: +-.707107 each; the second path ends after its first turn.
-    rows = reference_mt_grpo.advantages([1.5, 0.0], [0, 0], [[0, 0, 1], [0]], [[0.5, 1.0], [0.0]], eps=0.0)
-    assert flat(rows) == pytest.approx([2 * HALF, 2 * HALF, HALF, -2 * HALF])
+    # First turns 1, 0, .5: z = 1, -1, 0. The rest 0, 0, 1: mean 1/3, std sqrt(1/3), z = -.577350 twice and 1.154701.
+    # The second path ends after its first turn.
+    rows = reference_mt_grpo.advantages(
+        [1.0, 0.0, 1.5], [0] * 3, [[0, 0, 1], [0], [1]], [[1.0, 0.0], [0.0], [0.5, 1.0]], eps=0.0
+    )
+    assert flat(rows) == pytest.approx([0.422650, 0.422650, -0.577350, -1.577350, 1.154701], abs=1e-6)
 
 
 def test_covariance_selection() -> None:
-    """Means -2 and 0: (-1 + 2) 2 = 2, (-3 + 2) 2 = -2, (-1 + 2) (-2) = -2, (-3 + 2) (-2) = 2."""
-    paths, rows, frozen = [[0, 1], [0, 1]], [[2.0, 2.0], [-2.0, -2.0]], [-1.0, -3.0]
+    """Means -2 and 1: (-1 + 2) (3 - 1) = 2, (-3 + 2) 2 = -2, (-1 + 2) (-1 - 1) = -2, (-3 + 2) (-2) = 2."""
+    paths, rows, frozen = [[0, 1], [0, 1]], [[3.0, 3.0], [-1.0, -1.0]], [-1.0, -3.0]
     assert covariances(paths, rows, frozen) == {(0, 0): 2.0, (0, 1): -2.0, (1, 0): -2.0, (1, 1): 2.0}
     assert reference_clip_cov.candidates(paths, rows, frozen) == {(0, 0), (1, 1)}
     assert reference_kl_cov.selected(paths, rows, frozen, fraction=0.5) == {(0, 0), (1, 1)}

@@ -1,13 +1,16 @@
 """The recipes that come with agentrl, one algorithm per file; importing this package fills `RECIPES`."""
 
 import importlib
+import pkgutil
 
 from agentrl.errors import UnknownNameError
 from agentrl.trainers.algorithm import Algorithm
 from agentrl.trainers.recipe import RECIPES
-from agentrl.trainers.recipes import arpo, dapo, dr_grpo, grpo
 
-__all__ = ["RECIPES", "arpo", "dapo", "dr_grpo", "find_recipe", "grpo"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["RECIPES", "find_recipe"]
 
 
 def find_recipe(name: str) -> Algorithm:
