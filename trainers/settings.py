@@ -9,6 +9,7 @@ from agentrl.config import Config
 from agentrl.policies.core import Sampling
 from agentrl.rollout.collector import RolloutLimits
 from agentrl.rollout.plan import BranchRule
+from agentrl.trainers.levels import CorrectionAction, CorrectionLevel
 
 
 class EnvSettings(Config):
@@ -85,6 +86,20 @@ class GroupSettings(Config):
     tau: float | None = None
     probe_tokens: PositiveInt | None = None
     max_branches: PositiveInt | None = None
+    branch_penalty: NonNegativeFloat | None = None
+    dynamic: bool | None = None
+    rounds: PositiveInt | None = None
+
+
+class RewardSettings(Config):
+    """What is made of rewards that come in named parts, of environments whose reward function returns a mapping."""
+
+    combine: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
+    """"sum_then_normalize": the return is the weighted sum of the parts, and the recipe sees nothing else.
+    "normalize_then_sum": every part is compared within the group by itself (GDPO, arXiv:2601.05242); only for recipes
+    whose advantage is GRPO's."""
+    weights: dict[str, float] = Field(default_factory=dict)
+    """By name of the part; others have the weight 1."""
 
 
 class OptimizerSettings(Config):
@@ -102,6 +117,52 @@ class OptimizerSettings(Config):
     """Optimizer steps per pass; groups stay whole."""
     max_tokens_per_micro_batch: PositiveInt = 16_384
     """Unique tokens of one forward and backward pass; bounds memory, never changes the gradient."""
+
+
+class CriticSettings(Config):
+    """The value model of recipes that need one; the rest of its optimizer is the policy's."""
+
+    kind: Literal["model", "head"] = "model"
+    """"model": a second model of the policy's size; "head": a small network on the policy's own hidden states."""
+    learning_rate: PositiveFloat | None = None
+    """None: 1e-5 for a model (verl's), 1e-3 for a head, which has everything still to learn."""
+    warmup_updates: NonNegativeInt = 0
+    """Updates at the start in which the critic learns and the policy does not."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate in use."""
+        return self.learning_rate or {"model": 1e-5, "head": 1e-3}[self.kind]
+
+
+class CorrectionSettings(Config):
+    """Importance weights from the sampling engine to the trainer's network (see `token_weights.SamplerCorrection`)."""
+
+    level: CorrectionLevel = CorrectionLevel.TOKEN
+    action: CorrectionAction = CorrectionAction.TRUNCATE
+    low: NonNegativeFloat = 0.0
+    high: PositiveFloat = 2.0
+
+
+class ReplaySettings(Config):
+    """Training again on the policy's own earlier episodes."""
+
+    groups: PositiveInt = 4
+    """Earlier groups added to every update."""
+    max_age: PositiveInt = 4
+    """Updates after which a group is forgotten."""
+
+
+class ExtraSettings(Config):
+    """What can be added to any recipe it fits; nothing is on by default."""
+
+    correction: CorrectionSettings | None = None
+    """Not needed where sampler and trainer are the same network; costs one more forward pass."""
+    replay: ReplaySettings | None = None
+    top_entropy: PositiveFloat | None = None
+    """Share of tokens with the highest entropy that keep their loss (arXiv:2506.01939: 0.2)."""
+    two_sided_clip: PositiveFloat | None = None
+    """Largest ratio that a negative advantage is multiplied by (arXiv:2505.07291); TRL's delta, verl's dual clip."""
 
 
 class EvaluationSettings(Config):
@@ -129,7 +190,10 @@ class TrainSettings(Config):
     model: ModelSettings = ModelSettings()
     rollout: RolloutSettings = RolloutSettings()
     group: GroupSettings = GroupSettings()
+    rewards: RewardSettings = RewardSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
+    critic: CriticSettings = CriticSettings()
+    extras: ExtraSettings = ExtraSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint_every: NonNegativeInt = 20
     """Updates between checkpoints, of which the last two are kept; 0: only at the end."""

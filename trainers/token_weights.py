@@ -1,6 +1,5 @@
 """Factors on the loss of single tokens, orthogonal to the algorithm: they multiply what the aggregation says."""
 
-import enum
 import math
 from dataclasses import dataclass
 from typing import Protocol
@@ -9,6 +8,7 @@ from torch import Tensor
 
 from agentrl.errors import ConfigError
 from agentrl.trainers.batch import PathBatch
+from agentrl.trainers.levels import CorrectionAction, CorrectionLevel
 from agentrl.trainers.masking import require_paths, zero_outside
 from agentrl.trainers.ratios import bounded_exp, product_level, sequence_level
 
@@ -58,25 +58,6 @@ class TopEntropy(TokenWeight):
         below, above = ordered[math.floor(place)], ordered[math.ceil(place)]
         threshold = below + (place - math.floor(place)) * (above - below)
         return (batch.entropies >= threshold).to(batch.entropies.dtype)
-
-
-class CorrectionLevel(enum.StrEnum):
-    """Over what the mismatch is taken."""
-
-    TOKEN = "token"
-    SEQUENCE = "sequence"
-    """The product over a trajectory; explodes on long ones."""
-    GEOMETRIC = "geometric"
-    """Its geometric mean; the one for agents' long trajectories."""
-
-
-class CorrectionAction(enum.StrEnum):
-    """What happens to a weight outside the bounds."""
-
-    TRUNCATE = "truncate"
-    """It is moved to the bound: truncated importance sampling (TIS)."""
-    MASK = "mask"
-    """It becomes 0, the token or trajectory drops out: masked importance sampling (MIS, IcePop)."""
 
 
 def correction_weights(
