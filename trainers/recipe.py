@@ -12,8 +12,9 @@ A recipe of your own changes what it wants to change::
         return replace(dapo(), name="dapo_soft", idea="DAPO, held near the reference", kl=KLPenalty(coef=0.01))
 """
 
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from agentrl.errors import ConfigError
@@ -27,6 +28,8 @@ from agentrl.trainers.reward_models.core import RewardSource
 from agentrl.trainers.shaping import RewardShaping
 from agentrl.trainers.surrogates import Surrogate
 from agentrl.trainers.token_weights import TokenWeight
+from agentrl.trainers.trust_region import TrustRegion
+from agentrl.trainers.value_loss import ValueLoss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,12 +58,21 @@ class Recipe(Algorithm):
     """Whether trajectories that a limit cut short leave the loss (they stay in the statistics of their group)."""
     token_weights: tuple[TokenWeight, ...] = ()
     """Factors on the losses of single tokens, beside the aggregation's."""
+    value_loss: ValueLoss = field(default_factory=ValueLoss)
+    """How the critic is fitted, where the advantage needs one."""
+    trust_region: TrustRegion | None = None
+    """One step of bounded KL per update instead of Adam's."""
 
     def __post_init__(self) -> None:
         if self.sampling.size < self.min_group_size:
             raise ConfigError(
                 f"Recipe {self.name!r} compares trajectories of one task and needs groups of at least "
                 f"{self.min_group_size}, got sampling.size={self.sampling.size}."
+            )
+        if self.trust_region is not None and self.surrogate.needs_fit:
+            raise ConfigError(
+                f"Recipe {self.name!r} has a trust region, whose line search needs one surrogate throughout, but its "
+                f"{type(self.surrogate).__name__} is fitted anew for every step. Use Clip(low=inf, high=inf)."
             )
 
     @property
@@ -96,7 +108,7 @@ class Recipe(Algorithm):
     @property
     def needs_old_logprobs(self) -> bool:
         """Whether the trainer computes log-probabilities of its own before the update."""
-        return any(weight.needs_old_logprobs for weight in self.token_weights)
+        return self.trust_region is not None or any(weight.needs_old_logprobs for weight in self.token_weights)
 
     @property
     def min_group_size(self) -> int:
@@ -106,7 +118,7 @@ class Recipe(Algorithm):
     @property
     def allows_replay(self) -> bool:
         """Whether the loss corrects for samples of an earlier policy."""
-        return self.surrogate.uses_ratio
+        return self.surrogate.uses_ratio and self.trust_region is None
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -117,6 +129,9 @@ class Recipe(Algorithm):
 RECIPES: Registry[Algorithm] = Registry("recipe")
 """Every recipe by name; import it from `agentrl.trainers`, which fills it with the recipes that come with agentrl."""
 
+
+DESCRIPTIONS: dict[str, str] = {}
+"""What the function that built a recipe says about it, by name."""
 
 AnyAlgorithm = TypeVar("AnyAlgorithm", bound=Algorithm)
 
@@ -140,4 +155,5 @@ def recipe(build: Callable[[], AnyAlgorithm]) -> Callable[[], AnyAlgorithm]:
             f"set name={build.__name__!r} in it, as dataclasses.replace keeps the old name."
         )
     RECIPES.add(entry.name, entry)
+    DESCRIPTIONS[entry.name] = inspect.getdoc(build) or ""
     return build

@@ -66,11 +66,36 @@ def list_tools() -> Listing:
 
 
 def list_algorithms() -> Listing:
-    """Every recipe."""
+    """Every recipe, with what it needs beside the policy and its episodes."""
     from agentrl.trainers import RECIPES
 
-    rows = [(name, f"arXiv:{recipe.paper}", recipe.idea) for name, recipe in RECIPES.items()]
-    return Listing(("name", "paper", "idea"), tuple(rows))
+    rows = [
+        (name, f"arXiv:{recipe.paper}", ", ".join(recipe.needs) or "-", recipe.idea)
+        for name, recipe in sorted(RECIPES.items())
+    ]
+    return Listing(("name", "paper", "needs", "idea"), tuple(rows))
+
+
+def print_algorithm(name: str) -> None:
+    """Prints one recipe: what it is for, its parts with their numbers, and where its definition differs from others.
+
+    Args:
+        name: As in the listing, or "module:name".
+
+    Raises:
+        UnknownNameError: There is no such recipe.
+    """
+    from agentrl.trainers.recipe import DESCRIPTIONS
+    from agentrl.trainers.recipe_card import parts_of
+    from agentrl.trainers.recipes import find_recipe
+
+    algorithm = find_recipe(name)
+    parts = {"needs": ", ".join(algorithm.needs) or "nothing beside the policy", **parts_of(algorithm)}
+    width = max(map(len, parts))
+    lines = [f"{algorithm.name} (arXiv:{algorithm.paper}): {algorithm.idea}", ""]
+    lines += [f"  {field:<{width}}  {part}" for field, part in parts.items()]
+    lines += ["", DESCRIPTIONS[algorithm.name], "", f"agentrl train CONFIG recipe={name}"]
+    Console().file.writelines(f"{line}\n" for line in lines)
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

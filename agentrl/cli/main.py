@@ -91,11 +91,16 @@ def tools_command() -> None:
 
 
 @app.command("algorithms")
-def algorithms_command() -> None:
-    """List the training algorithms."""
-    from agentrl.cli.lists import list_algorithms, print_listing
+def algorithms_command(
+    name: Annotated[str | None, typer.Argument(help="One algorithm, to see its parts and numbers.")] = None,
+) -> None:
+    """List the training algorithms, or show one."""
+    from agentrl.cli.lists import list_algorithms, print_algorithm, print_listing
 
-    print_listing(list_algorithms())
+    if name is None:
+        print_listing(list_algorithms())
+    else:
+        print_algorithm(name)
 
 
 @app.command("train")

@@ -14,7 +14,7 @@ from agentrl.cli.tree_view import printable
 from agentrl.envs import ToolEnv
 from agentrl.errors import ConfigError
 from agentrl.messages import JsonDict, Message
-from agentrl.rollout.track import TurnOutcome, opening_messages, play_turn
+from agentrl.rollout.track import TurnOutcome, open_episode, play_turn
 from agentrl.trajectory import StopReason
 
 Player = Callable[[], str | None]
@@ -42,7 +42,8 @@ def play(env: gymnasium.Env[str, str], *, task: int | None, oracle: bool) -> Tur
     try:
         inner = env.unwrapped
         index, title = _chosen_task(inner, task)
-        _, messages, tools = opening_messages(env, index)
+        opening = open_episode(env, index)
+        messages, tools = opening.messages, opening.tools
         console.print(Text(title, "bold cyan"))
         _show_messages(console, messages)
         if tools:

@@ -19,8 +19,18 @@ from agentrl.trainers import RECIPES
 
 def test_algorithms_are_the_recipes() -> None:
     listing = list_algorithms()
-    assert [row[0] for row in listing.rows] == list(RECIPES)
-    assert ("arpo", "arXiv:2507.19849", RECIPES["arpo"].idea) in listing.rows
+    assert [row[0] for row in listing.rows] == sorted(RECIPES)
+    assert ("arpo", "arXiv:2507.19849", "-", RECIPES["arpo"].idea) in listing.rows
+    assert ("remax", "arXiv:2310.10505", "reference, greedy episode", RECIPES["remax"].idea) in listing.rows
+
+
+def test_one_algorithm_is_shown_with_its_numbers() -> None:
+    shown = CliRunner().invoke(app, ["algorithms", "gspo"])
+    assert shown.exit_code == 0
+    assert "  surrogate    Clip(low=0.0003, high=0.0004)\n" in shown.output
+    assert "  sampling     16 per task\n" in shown.output
+    assert "The exponent 1 / length is the point" in shown.output
+    assert "agentrl train CONFIG recipe=gspo" in shown.output
 
 
 def test_tools_are_the_catalog() -> None:
