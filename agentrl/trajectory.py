@@ -101,6 +101,14 @@ class Leaf:
     """Of an invalid episode: what failed."""
     fork_of: int | None = None
     """Segment after which this trajectory left its parent's path; None for one sampled from the prompt."""
+    root: int = 0
+    """Which trajectory sampled from the prompt this one is, or was branched from, counted from 0 in its tree."""
+    state_keys: list[str] = field(default_factory=list)
+    """One for each turn: what the environment calls the state in which it was taken; empty if it does not say.
+
+    Turns with equal keys were taken in the same state (GiGPO, arXiv:2505.10978, section 4.2)."""
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    """Named parts whose sum is the return; empty where the environment gives a plain number."""
 
     @property
     def valid(self) -> bool:

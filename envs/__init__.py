@@ -6,7 +6,7 @@ from agentrl.envs.code_interpreter import CodeInterpreterEnv
 from agentrl.envs.contract import EnvContract
 from agentrl.envs.dataset import DatasetEnv
 from agentrl.envs.deep_research import DeepResearchEnv
-from agentrl.envs.episode import CallRecord, Episode
+from agentrl.envs.episode import CallRecord, Episode, observation_key
 from agentrl.envs.multi_hop_search import MultiHopSearchEnv
 from agentrl.envs.procedural import ProceduralEnv
 from agentrl.envs.registration import make, register
@@ -32,5 +32,6 @@ __all__ = [
     "last_number",
     "make",
     "make_reward",
+    "observation_key",
     "register",
 ]

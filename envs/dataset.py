@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from agentrl.envs.dataset_rows import read_rows, to_task
-from agentrl.envs.episode import Episode
+from agentrl.envs.episode import Episode, observation_key
 from agentrl.envs.registration import register
 from agentrl.envs.rewards import AnswerReward, RewardFunction, boxed_match, make_reward
 from agentrl.envs.tool_env import ToolEnv
@@ -110,9 +110,13 @@ class DatasetEnv(ToolEnv):
             raise ConfigError(f"Unknown split {split!r}. {nearest(split, list(splits))}")
         return splits[split]
 
-    def reward(self, task: Task, episode: Episode) -> float:
+    def reward(self, task: Task, episode: Episode) -> float | Mapping[str, float]:
         """The reward of that name."""
         return self._reward(task, episode)
+
+    def state_key(self, task: Task, episode: Episode) -> str:
+        """What the agent was told last."""
+        return observation_key(episode)
 
     @property
     def inline(self) -> bool:

@@ -1,5 +1,7 @@
 """What has happened in an episode so far: the view that reward functions and oracles get."""
 
+import hashlib
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -33,6 +35,8 @@ class Episode:
     messages: list[Message] = field(default_factory=list)
     calls: list[CallRecord] = field(default_factory=list)
     turn_rewards: list[float] = field(default_factory=list)
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    """Of a finished episode: named parts whose sum is its return; empty where the reward is a plain number."""
     num_turns: int = 0
     answer: str | None = None
     """Text of the final turn without its thinking; None while there is none."""
@@ -55,6 +59,18 @@ class Episode:
             "answer": self.answer,
             "num_turns": self.num_turns,
             "turn_rewards": list(self.turn_rewards),
+            "reward_parts": dict(self.reward_parts),
             "tool_calls": dict(Counter(record.result.tool for record in self.calls)),
             "tool_errors": dict(Counter(record.result.tool for record in self.calls if not record.result.ok)),
         }
+
+
+def observation_key(episode: Episode) -> str:
+    """Names a state by what the agent was told last: the results of its latest calls, or the task at the beginning.
+
+    Two states with the same observation have the same key, as in GiGPO (arXiv:2505.10978, section 4.2), whatever led
+    to them. For `ToolEnv.state_key`, where the observation tells what there is to know of the state.
+    """
+    turns = [number for number, message in enumerate(episode.messages) if message["role"] == "assistant"]
+    observation = episode.messages[turns[-1] + 1 :] if turns else episode.messages
+    return hashlib.blake2b(json.dumps(observation, sort_keys=True).encode(), digest_size=8).hexdigest()

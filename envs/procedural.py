@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 
+from agentrl.envs.episode import Episode, observation_key
 from agentrl.envs.tool_env import ToolEnv
 from agentrl.errors import ConfigError
 from agentrl.registry import nearest
@@ -50,6 +51,10 @@ class ProceduralEnv(ToolEnv):
         """The tasks of a split."""
         draw = partial(_draw, self.generator(split), self.chosen_levels)
         return ProceduralTasks(draw, split, seed=self.seed, size=NUM_TASKS[split], key=_content)
+
+    def state_key(self, task: Task, episode: Episode) -> str | None:
+        """What the agent was told last; override it where tools remember what their results do not tell."""
+        return observation_key(episode)
 
     def _checked(self, level: Any) -> tuple[int, ...]:
         levels = (level,) if isinstance(level, int) else tuple(level) if isinstance(level, Sequence) else ()

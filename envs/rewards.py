@@ -15,8 +15,10 @@ from agentrl.errors import ConfigError, DataError
 from agentrl.registry import Registry
 from agentrl.tasks import Task
 
-RewardFunction: TypeAlias = Callable[[Task, Episode], float]
-"""What judges a finished episode. One of your own is named by its import path, "module:function"."""
+RewardFunction: TypeAlias = Callable[[Task, Episode], float | Mapping[str, float]]
+"""What judges a finished episode, by a number or by named parts of one.
+
+One of your own is named by its import path, "module:function"."""
 Score: TypeAlias = Callable[[str, Any], float]
 """What compares the text of a final turn with a reference answer, or with several of which any will do."""
 
@@ -106,7 +108,8 @@ def make_reward(name: str, options: Mapping[str, Any] | None = None) -> RewardFu
     """The reward of that name.
 
     Args:
-        name: A key of `REWARDS`, or "module:function" for a function of (task, episode) that returns a number.
+        name: A key of `REWARDS`, or "module:function" for a function of (task, episode) that returns a number, or
+            named parts of one.
         options: Keyword arguments of the factory, `{"sandbox": "unsafe_subprocess"}` of "unit_tests" for example.
 
     Raises:

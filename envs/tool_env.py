@@ -13,6 +13,7 @@ import numpy as np
 from agentrl import messages as msg
 from agentrl.chat.tool_calls import parse_tool_calls, visible_text
 from agentrl.envs.episode import CallRecord, Episode
+from agentrl.envs.reward_parts import parts_of_return
 from agentrl.envs.spaces import TextSpace
 from agentrl.errors import ConfigError, ForkError, InfrastructureError, UnforkableStateError
 from agentrl.messages import JsonDict, MalformedCall, Message, ToolCall
@@ -39,7 +40,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         A task of the split, drawn at random or named by `options={"task": index}`, and freshly opened tools.
 
     Rewards:
-        `turn_reward` after every turn (0 by default) plus `reward` when the episode ends.
+        `turn_reward` after every turn (0 by default) plus `reward`, a number or named parts of one, when it ends.
 
     Episode End:
         Terminated by a turn without a call; truncated after `max_turns` turns, or by `truncate` when the caller's
@@ -77,8 +78,12 @@ class ToolEnv(gymnasium.Env[str, str]):
         raise NotImplementedError
 
     @abstractmethod
-    def reward(self, task: Task, episode: Episode) -> float:
-        """The reward of a finished episode; must be finite."""
+    def reward(self, task: Task, episode: Episode) -> float | Mapping[str, float]:
+        """The reward of a finished episode, or its named parts, whose sum is the reward; must be finite.
+
+        Example:
+            return {"answer": 1.0, "format": -0.5}
+        """
         raise NotImplementedError
 
     def turn_reward(self, task: Task, episode: Episode) -> float:
@@ -88,6 +93,15 @@ class ToolEnv(gymnasium.Env[str, str]):
     def success(self, task: Task, episode: Episode, reward: float) -> bool:
         """Whether a finished episode counts as solved; by default a reward of at least 1."""
         return reward >= 1.0
+
+    def state_key(self, task: Task, episode: Episode) -> str | None:
+        """Names the state in which the next turn is taken, for algorithms that compare turns taken in the same state.
+
+        Equal keys in episodes of one task say that nothing of relevance differs (GiGPO, arXiv:2505.10978). None, the
+        default: the environment does not say; an environment names either all of its states or none.
+        `agentrl.envs.observation_key` names a state by its observation.
+        """
+        return None
 
     def oracle(self, task: Task, episode: Episode) -> str:
         """The next action of an agent that solves every task: for demonstrations and for the contract test.
@@ -115,6 +129,11 @@ class ToolEnv(gymnasium.Env[str, str]):
         """The running or last episode; to look at, not to change."""
         return self._episode
 
+    @property
+    def gives_state_keys(self) -> bool:
+        """Whether this environment names its states, so that an algorithm that needs it can be refused beforehand."""
+        return type(self).state_key is not ToolEnv.state_key
+
     # Gymnasium -------------------------------------------------------------------------------------------------------
 
     def task_set(self, split: str | None = None) -> Sequence[Task]:
@@ -139,7 +158,8 @@ class ToolEnv(gymnasium.Env[str, str]):
             options: `{"task": index}` picks a task of the split instead.
 
         Returns:
-            The task as text, and info with "task_id", "messages" and "tools" (JSON schemas).
+            The task as text, and info with "task_id", "messages", "tools" (JSON schemas), and "state_key" if the
+            environment names its states.
 
         Raises:
             ConfigError: An unknown option, or a task that does not exist.
@@ -156,6 +176,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._task = task_set[index]
         self._episode = Episode(messages=self._opening(self._task))
         info = {"task_id": self._task.id, "messages": self._episode.messages, "tools": self._toolbox.schemas}
+        info |= self._named_state(self._task)
         return _as_text(self._episode.messages, "user"), copy.deepcopy(info)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, JsonDict]:
@@ -293,23 +314,41 @@ class ToolEnv(gymnasium.Env[str, str]):
         episode = self._episode
         if episode.done:
             self._close_toolbox()
-        reward = self.turn_reward(task, episode) if played else 0.0
+        reward = float(self.turn_reward(task, episode)) if played else 0.0
         info: JsonDict = {"task_id": task.id, "messages": copy.deepcopy(new)}
         success = False
         if episode.done:
-            final = self.reward(task, episode)
+            final = self._judged(task, math.fsum([*episode.turn_rewards, reward]))
             success = self.success(task, episode, final)
             reward += final
+        else:
+            info |= self._named_state(task)
         if not math.isfinite(reward):
             raise ConfigError(f"{type(self).__name__} gave a reward of {reward} for task {task.id}; it must be finite.")
         if played or not episode.turn_rewards:
-            episode.turn_rewards.append(float(reward))
+            episode.turn_rewards.append(reward)
         else:
-            episode.turn_rewards[-1] += float(reward)
+            episode.turn_rewards[-1] += reward
         if episode.done:
             info["result"] = episode.summary(success)
         truncated = episode.stop_reason is not None and episode.stop_reason.is_truncation
-        return _as_text(new, "tool"), float(reward), episode.done and not truncated, truncated, info
+        return _as_text(new, "tool"), reward, episode.done and not truncated, truncated, info
+
+    def _judged(self, task: Task, turns: float) -> float:
+        """The reward of the finished episode; of one in parts, the episode keeps them."""
+        judgement = self.reward(task, self._episode)
+        if not isinstance(judgement, Mapping):
+            return float(judgement)
+        rewards_turns = type(self).turn_reward is not ToolEnv.turn_reward
+        try:
+            self._episode.reward_parts = parts_of_return(judgement, turns if rewards_turns else None)
+        except ConfigError as error:
+            raise ConfigError(f"{type(self).__name__}, task {task.id}: {error}") from error
+        return math.fsum(judgement.values())
+
+    def _named_state(self, task: Task) -> JsonDict:
+        key = self.state_key(task, self._episode)
+        return {} if key is None else {"state_key": key}
 
     def _close_toolbox(self) -> None:
         if self._toolbox is not None:

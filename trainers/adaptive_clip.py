@@ -25,6 +25,36 @@ class Contribution(enum.StrEnum):
     one, so that raising the lower bound shrinks the positive share it is meant to raise."""
 
 
+def positive_share(
+    advantages: Tensor, ratio: Tensor, weight: Tensor, *, low: float, high: float, contribution: Contribution
+) -> Tensor:
+    """What tokens with A > 0 contribute within the bounds [low, high], as a share: equation 8 of arXiv:2510.18927.
+
+    Args:
+        advantages: [N], of the tokens of a mini-batch.
+        ratio: [N].
+        weight: [N]: the paper's pi_rollout(y_t).
+        low: Smallest ratio that is not clipped.
+        high: Largest.
+        contribution: What counts.
+
+    Returns:
+        Scalar in [0, 1]; 1 if nothing contributes, so that there is nothing to balance.
+
+    >>> advantages, ratio = torch.tensor([1.0, -1.0]), torch.tensor([1.5, 1.0])
+    >>> float(positive_share(advantages, ratio, torch.ones(2), low=0.8, high=2.0, contribution=Contribution.GRADIENT))
+    0.6000000238418579
+    """
+    if contribution is Contribution.VALUE:
+        amount = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages).abs()
+    else:
+        active = torch.where(advantages > 0, ratio <= high, ratio >= low)
+        amount = torch.where(active, ratio * advantages.abs(), 0.0)
+    amount = amount * weight
+    total = amount.sum()
+    return torch.where(total > 0, amount[advantages > 0].sum() / total, 1.0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdaptiveClip(Surrogate):
     """Widens the clip until tokens with A > 0 contribute a given share; algorithm 1 of arXiv:2510.18927.
@@ -88,21 +118,17 @@ class AdaptiveClip(Surrogate):
             )
         if not bool((inputs.log_ratio.abs() > _ON_POLICY).any()):
             return replace(self, chosen=self.schedule[0])
-        shares = torch.stack([self._share(inputs, low, high) for low, high in self.schedule])
+        columns = (inputs.advantages, inputs.log_ratio, inputs.old_logprobs)
+        advantages, log_ratio, old = (column[inputs.mask].double() for column in columns)
+        ratio, weight = bounded_exp(log_ratio), old.exp()
+        shares = torch.stack(
+            [
+                positive_share(advantages, ratio, weight, low=low, high=high, contribution=self.contribution)
+                for low, high in self.schedule
+            ]
+        )
         enough = (shares >= self.share).nonzero().flatten().tolist()
         return replace(self, chosen=self.schedule[enough[0] if enough else -1])
-
-    def _share(self, inputs: SurrogateInputs, low: float, high: float) -> Tensor:
-        """Scalar: the share of positive tokens within these bounds; 1 if nothing contributes."""
-        advantages, ratio = inputs.advantages[inputs.mask].double(), bounded_exp(inputs.log_ratio[inputs.mask].double())
-        if self.contribution is Contribution.VALUE:
-            amount = torch.minimum(ratio * advantages, ratio.clamp(low, high) * advantages).abs()
-        else:
-            active = torch.where(advantages > 0, ratio <= high, ratio >= low)
-            amount = torch.where(active, ratio * advantages.abs(), 0.0)
-        amount = amount * inputs.old_logprobs[inputs.mask].double().exp()
-        total = amount.sum()
-        return torch.where(total > 0, amount[advantages > 0].sum() / total, 1.0)
 
     def __call__(self, inputs: SurrogateInputs) -> TokenLoss:
         """Losses, clip shares, and the bounds."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from agentrl.rollout.plan import GroupPlan
+from agentrl.trainers.examples import RowKind
 from agentrl.trainers.shaping import GroupFilter
 
 
@@ -46,9 +47,14 @@ class Algorithm:
         return 1
 
     @property
+    def row_kinds(self) -> frozenset[RowKind]:
+        """What rows of a file it can learn from; none if it needs fresh episodes of the policy that is trained."""
+        return frozenset()
+
+    @property
     def learns_from_files(self) -> bool:
-        """Whether recorded episodes will do; the others need fresh ones of the policy that is trained."""
-        return False
+        """Whether recorded episodes will do."""
+        return bool(self.row_kinds)
 
     @property
     def allows_replay(self) -> bool:

@@ -196,6 +196,16 @@ class EntropyAware(Advantage):
         return self.inner.needs_critic
 
     @property
+    def needs_greedy(self) -> bool:
+        """As the inner estimator."""
+        return self.inner.needs_greedy
+
+    @property
+    def needs_states(self) -> bool:
+        """As the inner estimator."""
+        return self.inner.needs_states
+
+    @property
     def min_group_size(self) -> int:
         """As the inner estimator."""
         return self.inner.min_group_size

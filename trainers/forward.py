@@ -105,7 +105,7 @@ class TokenScorer:
                 "or 1. Train on samples drawn at a temperature such as 1."
             )
         packed = packed.to(self._decoder.device)
-        hidden = run_body(self._decoder, packed)[packed.row, packed.column]
+        hidden = self._states(packed)
         size = max(1, self._max_logits // self._decoder.config.get_text_config().vocab_size)
         chunks = list(zip(hidden.split(size), packed.target.split(size), strict=True))  # type: ignore[no-untyped-call]
         if len(chunks) == 1:
@@ -118,14 +118,33 @@ class TokenScorer:
         ]
         return TokenScores(*(torch.cat(column) for column in zip(*scores, strict=True)))
 
-    def _score_chunk(
-        self, hidden: Tensor, target: Tensor, temperature: float, entropy_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
+    def states(self, trees: Sequence[Tree]) -> Tensor:
+        """[U, H] with gradient: the hidden state from which each unique sampled token was drawn."""
+        return self._states(self.pack(trees).to(self._decoder.device))
+
+    def distributions(self, trees: Sequence[Tree], *, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+        """The whole distributions from which the sampled tokens of `trees` were drawn, held in memory at once.
+
+        Returns:
+            [U, V] with gradient: their log-probabilities; and [U] int64: which tokens were drawn.
+        """
+        packed = self.pack(trees).to(self._decoder.device)
+        return self._distribution(self._states(packed), temperature), packed.target
+
+    def _states(self, packed: PackedTrees) -> Tensor:
+        return run_body(self._decoder, packed)[packed.row, packed.column]
+
+    def _distribution(self, hidden: Tensor, temperature: float) -> Tensor:
         logits = self._logit_transform(self._decoder.get_output_embeddings()(hidden))
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if temperature != 1.0:
             logits = logits / temperature
-        distribution = torch.log_softmax(logits, dim=-1)
+        return torch.log_softmax(logits, dim=-1)
+
+    def _score_chunk(
+        self, hidden: Tensor, target: Tensor, temperature: float, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        distribution = self._distribution(hidden, temperature)
         logprobs = distribution.gather(-1, target[:, None])[:, 0]
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
             entropies = -(distribution.exp() * distribution).sum(dim=-1)

@@ -43,7 +43,11 @@ class Learner(Protocol):
 
 
 def gradient_step(
-    model: torch.nn.Module, optimizer: MasterAdamW, losses: Iterable[tuple[Tensor, Metrics]]
+    model: torch.nn.Module,
+    optimizer: MasterAdamW,
+    losses: Iterable[tuple[Tensor, Metrics]],
+    *,
+    rate: str = "optimizer.learning_rate",
 ) -> dict[str, float]:
     """One optimizer step on the sum of the losses of micro-batches.
 
@@ -51,6 +55,7 @@ def gradient_step(
         model: Switched to training mode.
         optimizer: Of its parameters.
         losses: Computed one after the other, so that one graph exists at a time.
+        rate: Name of the setting that an error advises to lower.
 
     Returns:
         "loss", "grad_norm" before clipping, and the average of the metrics.
@@ -70,9 +75,18 @@ def gradient_step(
     if not math.isfinite(norm):
         raise PolicyError(
             f"The gradient norm is {norm}: the update would destroy the weights, so it was not made. Lower "
-            "optimizer.learning_rate, or use float32."
+            f"{rate}, or use float32."
         )
     return {"loss": total, "grad_norm": norm, **average_metrics(metrics)}
+
+
+def average_steps(steps: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The means of the metrics of an update's optimizer steps.
+
+    >>> average_steps([{"loss": 1.0}, {"loss": 3.0}])
+    {'loss': 2.0}
+    """
+    return {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
 
 
 def schedule(settings: OptimizerSettings, number: int, total: int) -> float:

@@ -45,6 +45,12 @@ def trainable_model(settings: ModelSettings, checkpoint: Path | None, *, stop_at
     return replace(loaded, model=add_lora(loaded.model, rank=lora.rank, alpha=lora.alpha, targets=lora.targets))
 
 
+def initial_weights(settings: TrainSettings) -> list[Tensor]:
+    """The trainable weights as they are before training, in the order of the model's parameters."""
+    fresh = trainable_model(settings.model, None, stop_at_tool_call=settings.rollout.stop_at_tool_call)
+    return [parameter.detach() for parameter in fresh.model.parameters() if parameter.requires_grad]
+
+
 def reference_scores(loaded: LoadedModel, settings: TrainSettings) -> Callable[[list[Tree]], Tensor]:
     """Log-probabilities [U] of trees under the model as it was before training.
 

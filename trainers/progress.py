@@ -9,17 +9,29 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 _PLAIN_EVERY_S = 10.0
+_SHOWN = {
+    "success": "success {:.2f}",
+    "reward": "reward {:.2f}",
+    "entropy": "entropy {:.3f}",
+    "kl": "kl {:.1e}",
+    "clipped": "clipped {:.2f}",
+    "tool_calls": "tools/episode {:.2f}",
+    "reward_accuracy": "preferences {:.2f}",
+    "examples": "examples {:.0f}",
+    "demonstrations": "demonstrations {:.0f}",
+    "fit_steps": "steps {:.0f}",
+    "tokens_per_s": "tokens/s {:.0f}",
+}
 
 
 def summary_line(update: int, total: int, metrics: Mapping[str, float]) -> str:
-    """The numbers people watch, in one line."""
-    clipped = metrics.get("clip_fraction_low", 0.0) + metrics.get("clip_fraction_high", 0.0)
-    return (
-        f"update {update}/{total}  success {metrics['success']:.2f}  reward {metrics['reward']:.2f}  "
-        f"entropy {metrics['entropy']:.3f}  kl {metrics.get('kl_reference', metrics.get('kl_old', 0.0)):.1e}  "
-        f"clipped {clipped:.2f}  tools/episode {metrics['tool_calls']:.2f}  "
-        f"tokens/s {metrics['tokens_per_s']:.0f}"
-    )
+    """The numbers people watch, in one line: those of them that the algorithm has."""
+    shown = dict(metrics)
+    if "success" in metrics:
+        shown["kl"] = metrics.get("kl_reference", metrics.get("kl_old", 0.0))
+        shown["clipped"] = metrics.get("clip_fraction_low", 0.0) + metrics.get("clip_fraction_high", 0.0)
+    parts = [text.format(shown[name]) for name, text in _SHOWN.items() if name in shown]
+    return "  ".join([f"update {update}/{total}", *parts])
 
 
 class TrainingProgress:

@@ -54,7 +54,7 @@ class Harvest:
     kept: list[Tree]
     """The groups to train on."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What the source has to say beside `rollout_metrics`."""
+    """What there is to say about them."""
 
 
 class EpisodeSource(Protocol):
@@ -83,7 +83,27 @@ class EpisodeSource(Protocol):
         return None
 
 
-class TrainingRollouts(EpisodeSource):
+class OrderedSource(EpisodeSource):
+    """A source that goes through tasks, or rows of a file, in a seeded order.
+
+    Args:
+        order: Of them.
+    """
+
+    def __init__(self, order: TaskOrder) -> None:
+        self._order = order
+
+    @property
+    def position(self) -> int:
+        """Drawn so far."""
+        return self._order.position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        self._order.position = position
+
+
+class TrainingRollouts(OrderedSource):
     """Samples the groups of an update.
 
     Args:
@@ -103,20 +123,11 @@ class TrainingRollouts(EpisodeSource):
         tasks_per_update: int,
         sampling: Sampling,
     ) -> None:
+        super().__init__(order)
         self._collector = collector
-        self._order = order
         self._recipe = recipe
         self._tasks_per_update = tasks_per_update
         self._sampling = sampling
-
-    @property
-    def position(self) -> int:
-        """Tasks drawn so far."""
-        return self._order.position
-
-    @position.setter
-    def position(self, position: int) -> None:
-        self._order.position = position
 
     def sample(self, seed: int) -> Harvest:
         """Rolls out groups until enough pass the recipe's filter, or the bound on batches is reached.
@@ -144,10 +155,9 @@ class TrainingRollouts(EpisodeSource):
             kept.extend(self._with_greedy(passed, baselines) if self._recipe.needs_greedy else passed)
             if len(kept) >= self._tasks_per_update:
                 break
-        if not any(tree.valid_leaves for tree in trees):
-            errors = Counter(leaf.error for tree in trees for leaf in tree.leaves)
-            raise ConfigError(f"No episode of this update is valid. Most frequent cause: {errors.most_common(1)[0][0]}")
-        return Harvest(trees, kept[: self._tasks_per_update], baseline_metrics(baselines))
+        require_valid(trees)
+        metrics = {**rollout_metrics(trees), **baseline_metrics(baselines)}
+        return Harvest(trees, kept[: self._tasks_per_update], metrics)
 
     def _with_greedy(self, groups: Sequence[Tree], baselines: list[Tree]) -> list[Tree]:
         """The groups with the return of a greedy episode of their task; those whose greedy episode failed are left out.
@@ -168,6 +178,13 @@ class TrainingRollouts(EpisodeSource):
     def _passes(self, tree: Tree) -> bool:
         group_filter = self._recipe.group_filter
         return group_filter is None or group_filter([leaf.reward for leaf in tree.valid_leaves])
+
+
+def require_valid(trees: Sequence[Tree]) -> None:
+    """Raises `ConfigError` if infrastructure failed in every episode."""
+    if not any(tree.valid_leaves for tree in trees):
+        errors = Counter(leaf.error for tree in trees for leaf in tree.leaves)
+        raise ConfigError(f"No episode of this update is valid. Most frequent cause: {errors.most_common(1)[0][0]}")
 
 
 def baseline_metrics(trees: Sequence[Tree]) -> dict[str, float]:

@@ -75,6 +75,15 @@ class RolloutSettings(Config):
         )
 
 
+class DataSettings(Config):
+    """Recorded examples to learn from instead of episodes, for recipes that can (see `trainers/examples.py`)."""
+
+    path: Path
+    """`.jsonl`, `.json`, `.parquet`, or a folder written by `datasets.save_to_disk`."""
+    split: str = "train"
+    """Which one, where the data has splits of its own."""
+
+
 class GroupSettings(Config):
     """Overrides of the recipe's sampling plan; None keeps the recipe's value (see `rollout.plan.GroupPlan`)."""
 
@@ -188,6 +197,8 @@ class TrainSettings(Config):
     updates: PositiveInt = 100
     seed: int = 0
     model: ModelSettings = ModelSettings()
+    data: DataSettings | None = None
+    """None: the policy plays, or the environment's oracle."""
     rollout: RolloutSettings = RolloutSettings()
     group: GroupSettings = GroupSettings()
     rewards: RewardSettings = RewardSettings()

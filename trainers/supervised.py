@@ -5,9 +5,13 @@ from dataclasses import replace
 from itertools import takewhile
 
 import torch
+from torch import Tensor
 
+from agentrl.trainers.batch import used_segments
 from agentrl.trainers.forward import TokenScorer
-from agentrl.trainers.learner import schedule
+from agentrl.trainers.learner import gradient_step, schedule
+from agentrl.trainers.objective import Metrics
+from agentrl.trainers.optimizer import MasterAdamW
 from agentrl.trainers.settings import OptimizerSettings
 from agentrl.trajectory import Segment, Tree
 
@@ -24,27 +28,44 @@ def fine_tune(
     Args:
         model: Trained in place.
         batches: Demonstrations, one batch per step.
-        settings: Optimizer; epochs and mini-batches do not apply.
+        settings: Optimizer and memory bound; epochs and mini-batches do not apply.
         steps: Length of the schedule.
 
     Yields:
         The loss of every step, in nats per token.
     """
     scorer = TokenScorer(model)
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
-    )
-    model.train()
+    optimizer = MasterAdamW([p for p in model.parameters() if p.requires_grad], settings)
     for step in range(steps):
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * schedule(settings, step, steps)
-        optimizer.zero_grad(set_to_none=True)
-        loss = -scorer.score([share_opening(next(batches))]).logprobs.mean()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, settings.max_grad_norm)
-        optimizer.step()
-        yield float(loss.detach())
+        optimizer.learning_rate = settings.learning_rate * schedule(settings, step, steps)
+        yield imitation_step(scorer, optimizer, next(batches), settings)["loss"]
+
+
+def imitation_step(
+    scorer: TokenScorer, optimizer: MasterAdamW, trees: Sequence[Tree], settings: OptimizerSettings
+) -> dict[str, float]:
+    """One optimizer step on -mean log p over the sampled tokens; one that trajectories share counts once.
+
+    Args:
+        scorer: Forward pass of the model.
+        optimizer: Of its parameters, at the learning rate of this step.
+        trees: With a sampled token each.
+        settings: Their `max_tokens_per_micro_batch` bounds memory.
+
+    Returns:
+        "loss" in nats per token, "grad_norm" before clipping, "num_tokens".
+
+    Raises:
+        PolicyError: The gradient is not finite; the weights are unchanged.
+    """
+    total = sum(sum(segment.action_mask) for tree in trees for segment in used_segments(tree))
+
+    def losses() -> Iterator[tuple[Tensor, Metrics]]:
+        for part in scorer.split(trees, settings.max_tokens_per_micro_batch):
+            logprobs = scorer.score([share_opening([trees[i] for i in part])]).logprobs
+            yield -logprobs.sum() / total, {"num_tokens": torch.tensor(len(logprobs))}
+
+    return gradient_step(scorer.model, optimizer, losses())
 
 
 def share_opening(trees: Sequence[Tree]) -> Tree:

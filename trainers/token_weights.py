@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from agentrl.errors import ConfigError
@@ -54,6 +55,8 @@ class TopEntropy(TokenWeight):
         """1 or 0."""
         # Not torch.quantile, which refuses more than 16 million numbers.
         ordered = batch.entropies[batch.mask].sort().values
+        if len(ordered) == 0:  # a mini-batch of prompts that left no room for an answer
+            return torch.zeros_like(batch.entropies)
         place = (1.0 - self.share) * (len(ordered) - 1)
         below, above = ordered[math.floor(place)], ordered[math.ceil(place)]
         threshold = below + (place - math.floor(place)) * (above - below)

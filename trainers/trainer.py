@@ -12,7 +12,7 @@ import torch
 from agentrl.evaluation.evaluate import describe_tasks, evaluate
 from agentrl.evaluation.report import EvaluationReport
 from agentrl.policies.core import Sampling
-from agentrl.rollout.collector import Collector
+from agentrl.rollout.continuation import Continuer
 from agentrl.runs import Row, RunFolder, read_metrics
 from agentrl.seeding import derive
 from agentrl.trainers.alarms import Alarms
@@ -21,8 +21,10 @@ from agentrl.trainers.checkpoint import Progress, save_checkpoint
 from agentrl.trainers.event_log import EventLog
 from agentrl.trainers.models import trainable_model
 from agentrl.trainers.progress import TrainingProgress
-from agentrl.trainers.rollouts import rollout_metrics
 from agentrl.trainers.settings import TrainSettings
+
+_PLAYED = "episodes"
+"""Key that metrics have where the policy played episodes; alarms are about those."""
 
 
 class Trainer:
@@ -57,10 +59,10 @@ class Trainer:
         with contextlib.closing(self._test_env()) as env:
             self._test_name = describe_tasks(env)
         self._evaluator = self._collector(self._test_env)
-        self.source = build_source(self.recipe, settings, self._collector(self._train_env), self._train_env)
+        self.source = build_source(self.recipe, settings, loaded, self._collector(self._train_env), self._train_env)
         self.source.position = self.progress.tasks_drawn
         self.learner = build_learner(self.recipe, settings, loaded)
-        self.rewards = build_rewards(self.recipe, settings, loaded)
+        self.rewards = build_rewards(self.recipe, settings, loaded, self._collector(self._train_env))
         if state is not None:
             self._load_state(state)
         self._alarms = Alarms()
@@ -108,7 +110,7 @@ class Trainer:
     def _remember(self, rows: Sequence[Row]) -> None:
         """Shows the alarms what they have seen before, so that a resumed run warns as an uninterrupted one."""
         for row in rows:
-            if "entropy" in row:
+            if _PLAYED in row:
                 self._alarms.check(row)
 
     def _log(self, update: int, metrics: dict[str, float]) -> None:
@@ -136,9 +138,9 @@ class Trainer:
         start = time.monotonic()
         harvest = self.source.sample(seed)
         sampled = time.monotonic()
-        metrics = {**rollout_metrics(harvest.trees), **harvest.metrics}
+        metrics = dict(harvest.metrics)
         if harvest.kept:
-            trees = harvest.kept if self.rewards is None else self.rewards.score(harvest.kept)
+            trees = harvest.kept if self.rewards is None else self.rewards.score(harvest.kept, seed=seed)
             metrics.update(self.learner.update(trees, number=number, seed=seed))
         if self.rewards is not None:
             metrics.update(self.rewards.fit(harvest.trees, number=number, seed=seed))
@@ -146,12 +148,14 @@ class Trainer:
         end = time.monotonic()
         metrics["groups_trained"] = float(len(harvest.kept))
         metrics["rollout_s"], metrics["update_s"] = sampled - start, end - sampled
-        metrics["tokens_per_s"] = metrics["sampled_tokens"] / (end - start)
+        if "sampled_tokens" in metrics:
+            metrics["tokens_per_s"] = metrics["sampled_tokens"] / (end - start)
         every = self.settings.keep_trees_every
         if every and number % every == 0:
             folder.save_trees(number + 1, harvest.trees[:2])
-        for warning in self._alarms.check(metrics):
-            display.say(f"warning: {warning}")
+        if _PLAYED in metrics:
+            for warning in self._alarms.check(metrics):
+                display.say(f"warning: {warning}")
         return metrics
 
     # Evaluation ------------------------------------------------------------------------------------------------------
@@ -191,8 +195,8 @@ class Trainer:
             "held_out/success_high": success.high,
         }
 
-    def _collector(self, make_env: Callable[[], gymnasium.Env[str, str]]) -> Collector:
-        return Collector(
+    def _collector(self, make_env: Callable[[], gymnasium.Env[str, str]]) -> Continuer:
+        return Continuer(
             self.policy,
             self.loaded.chat,
             make_env,

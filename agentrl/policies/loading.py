@@ -38,6 +38,11 @@ class LoadedModel:
         """Width of the model's output."""
         return int(self.model.config.vocab_size)
 
+    @property
+    def context_length(self) -> int:
+        """Longest sequence in tokens that it takes."""
+        return int(self.model.config.max_position_embeddings)
+
     def policy(self) -> TransformersPolicy:
         """An engine that samples from this very model: what is trained is what samples."""
         return TransformersPolicy(self.model, self.tokenizer, self.chat.end_ids)

@@ -1,4 +1,4 @@
-"""When to branch: ARPO's rules, and a ledger that spends a group's budget in an order of its own.
+"""When to branch: the rules of ARPO and AEPO, and a ledger that spends a group's budget in an order of its own.
 
 A **moment** is a tool result that a trajectory has answered with a further turn. Its children resample that turn from
 the state right after the tool result. What a rule compares is the entropy of the tokens sampled there with the entropy
@@ -36,6 +36,8 @@ class Moment:
     """Normalised entropy of this turn's first tokens minus that of the trajectory's first turn (paper: dH)."""
     lagged_change: float
     """The same for the turn before, which led to the tool call (released code)."""
+    streak: int = 0
+    """Moments right before this one, on the same path, at which the rule would branch (AEPO: l)."""
 
     @property
     def order(self) -> tuple[int, TrackKey]:
@@ -64,6 +66,34 @@ def branch_probability(change: float, alpha: float, beta: float) -> float:
     return min(1.0, max(0.0, alpha + beta * change))
 
 
+def penalized_score(change: float, streak: int, plan: GroupPlan) -> float:
+    """P = (alpha + beta * dH) * max(0, 1 - branch_penalty * c): what AEPO (arXiv:2510.14545) compares with tau.
+
+    >>> plan = GroupPlan(size=2, initial=1, rule=BranchRule.AEPO)
+    >>> [round(penalized_score(0.5, c, plan), 3) for c in (0, 1, 2, 20)]
+    [0.6, 0.57, 0.54, 0.0]
+    """
+    return (plan.alpha + plan.beta * change) * max(0.0, 1.0 - plan.branch_penalty * streak)
+
+
+def num_global(root: float, tool: float, plan: GroupPlan) -> int:
+    """How many of a dynamic group's trajectories start at the prompt (the formula is `GroupPlan`'s).
+
+    Times `probe_tokens`, the means are the sums that the released code compares, with its factor 0.5.
+
+    >>> [num_global(0.3 + d / 20, 0.3, GroupPlan(size=16, rule=BranchRule.AEPO, dynamic=True)) for d in (-2, 0, 2)]
+    [5, 9, 12]
+
+    Args:
+        root: Opening entropy of the first turn.
+        tool: Mean opening entropy of the turns after a tool result.
+        plan: A dynamic plan.
+    """
+    gap = 0.5 * plan.probe_tokens * (root - tool)
+    share = 0.5 * (1.0 + math.tanh(gap / 2.0))  # the sigmoid, without overflow
+    return min(plan.size, int(plan.size * share) + 1)
+
+
 def _paper(moment: Moment, plan: GroupPlan, coin: Callable[[], float]) -> int:
     return plan.max_branches if plan.alpha + plan.beta * moment.change > plan.tau else 0
 
@@ -71,6 +101,10 @@ def _paper(moment: Moment, plan: GroupPlan, coin: Callable[[], float]) -> int:
 def _reference(moment: Moment, plan: GroupPlan, coin: Callable[[], float]) -> int:
     probability = branch_probability(moment.lagged_change, plan.alpha, plan.beta)
     return sum(coin() < probability for _ in range(plan.max_branches))
+
+
+def _aepo(moment: Moment, plan: GroupPlan, coin: Callable[[], float]) -> int:
+    return plan.max_branches if penalized_score(moment.change, moment.streak, plan) > plan.tau else 0
 
 
 def _random(moment: Moment, plan: GroupPlan, coin: Callable[[], float]) -> int:
@@ -89,8 +123,10 @@ _WISHES: Mapping[BranchRule, Callable[[Moment, GroupPlan, Callable[[], float]], 
     BranchRule.NONE: _never,
     BranchRule.PAPER: _paper,
     BranchRule.REFERENCE: _reference,
+    BranchRule.AEPO: _aepo,
     BranchRule.RANDOM: _random,
     BranchRule.TOP_ENTROPY: _always,
+    BranchRule.RANDOM_NODES: _always,
 }
 
 
@@ -154,6 +190,10 @@ class BranchLedger:
         for moment in losers:
             del self._open[moment]
         return losers
+
+    def __contains__(self, moment: Moment) -> bool:
+        """Whether the moment may still get branches."""
+        return moment in self._open
 
     @property
     def unsettled(self) -> bool:

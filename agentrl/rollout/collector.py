@@ -2,7 +2,7 @@
 
 import concurrent.futures as cf
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import gymnasium
@@ -79,8 +79,14 @@ class Collector:
         seed: int,
         sampling: Sampling | None = None,
         on_tree: Callable[[Tree], None] | None = None,
+        hints: Mapping[int, str] | Sequence[str | None] | None = None,
     ) -> list[Tree]:
         """Rolls out one group per task.
+
+        A hint is told to the policy alone, at the end of what the user says last in the opening (STaR,
+        arXiv:2203.14465). No environment sees it and no tree holds it: the tree's prompt is the plain one, and its
+        `metadata` has "hinted". Log-probabilities and entropies are those that the policy had with the hint. Branches
+        see their parent's.
 
         Args:
             tasks: Indices into the environment's split; a task may occur several times.
@@ -88,16 +94,19 @@ class Collector:
             seed: With it, the same weights and deterministic tools give the same trees.
             sampling: Temperature 1 by default.
             on_tree: Called with every tree when it is complete, in order of completion.
+            hints: One for every entry of `tasks` (None: without), or those of some tasks by index.
 
         Returns:
             One tree per task, in the order of `tasks`, each with exactly `plan.size` leaves.
 
         Raises:
+            ConfigError: There are not as many hints as tasks, or a hinted task opens without a message of the user.
             PolicyError: The engine failed.
             ForkError: The plan branches and the environment cannot be copied.
         """
         self._sampling = sampling or Sampling()
-        waiting = iter([self._new_group(i, task, plan, seed) for i, task in enumerate(tasks)])
+        told = _hints_in_order(tasks, hints)
+        waiting = iter([self._new_group(i, task, plan, seed, told[i]) for i, task in enumerate(tasks)])
         groups: list[Group] = []
         trees: dict[int, Tree] = {}
         done: set[int] = set()
@@ -128,7 +137,7 @@ class Collector:
 
     # Scheduling ------------------------------------------------------------------------------------------------------
 
-    def _new_group(self, number: int, task: int, plan: GroupPlan, seed: int) -> Group:
+    def _new_group(self, number: int, task: int, plan: GroupPlan, seed: int, hint: str | None) -> Group:
         return Group(
             task,
             plan,
@@ -138,6 +147,7 @@ class Collector:
             make_env=self._make_env,
             new_sequence=lambda: next(self._sequence_ids),
             vocab_size=self._vocab_size,
+            hint=hint,
         )
 
     def _start_groups(self, waiting: Iterator[Group], groups: list[Group], size: int, running: int) -> None:
@@ -205,12 +215,22 @@ class Collector:
         try:
             outcome = outcome_of()
         except InfrastructureError as error:
-            self._finish(group, track, invalid_leaf(error, track.segment, track.turn, fork_of=track.fork_of))
+            leaf = invalid_leaf(error, track.segment, track.turn, fork_of=track.fork_of, root=track.key[0])
+            self._finish(group, track, leaf)
             return
         track.rewards.append(outcome.reward)
         track.turn += 1
+        track.state_key = outcome.state_key
         if outcome.stop_reason is not None:
-            self._finish(group, track, finished_leaf(outcome, track.segment, track.rewards, fork_of=track.fork_of))
+            leaf = finished_leaf(
+                outcome,
+                track.segment,
+                track.rewards,
+                state_keys=track.state_keys,
+                fork_of=track.fork_of,
+                root=track.key[0],
+            )
+            self._finish(group, track, leaf)
             return
         suffix = self._chat.suffix_ids(track.token_ids[-1], outcome.messages)
         if len(track.token_ids) + len(suffix) < self._max_tokens:
@@ -222,3 +242,14 @@ class Collector:
     def _finish(self, group: Group, track: Track, leaf: Leaf) -> None:
         self._live.pop(track.sequence, None)
         group.finish(track, leaf)
+
+
+def _hints_in_order(
+    tasks: Sequence[int], hints: Mapping[int, str] | Sequence[str | None] | None
+) -> Sequence[str | None]:
+    """One hint or None for every task."""
+    if hints is None or isinstance(hints, Mapping):
+        return [(hints or {}).get(task) for task in tasks]
+    if len(hints) != len(tasks):
+        raise ConfigError(f"There must be a hint or None for each of the {len(tasks)} tasks, got {len(hints)}.")
+    return hints

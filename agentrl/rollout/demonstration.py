@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from agentrl.chat.template import ChatFormat
 from agentrl.envs import Episode, ToolEnv
-from agentrl.rollout.track import finished_leaf, opening_messages, play_turn
+from agentrl.rollout.track import finished_leaf, open_episode, play_turn
 from agentrl.tasks import Task
 from agentrl.trajectory import Tree
 
@@ -25,10 +25,11 @@ def demonstrate(env: ToolEnv, chat: ChatFormat, task: int, actor: Actor) -> Tree
     Returns:
         A tree with one leaf; the actor's tokens have mask 1.
     """
-    task_id, messages, tools = opening_messages(env, task)
-    tree = Tree(task_id=task_id, metadata={"task": task})
-    segment = tree.add(None, "prompt", 0, chat.prompt_ids(messages, tools))
+    opening = open_episode(env, task)
+    tree = Tree(task_id=opening.task_id, metadata={"task": task})
+    segment = tree.add(None, "prompt", 0, chat.prompt_ids(opening.messages, opening.tools))
     rewards: list[float] = []
+    state_keys = [opening.state_key]
     for turn in range(env.max_turns):
         text = actor(env.task_set()[task], env.episode)
         segment = tree.add(segment.id, "assistant", turn, chat.turn_ids(text))
@@ -36,6 +37,7 @@ def demonstrate(env: ToolEnv, chat: ChatFormat, task: int, actor: Actor) -> Tree
         rewards.append(outcome.reward)
         if outcome.stop_reason is not None:
             break
+        state_keys.append(outcome.state_key)
         segment = tree.add(segment.id, "environment", turn, chat.suffix_ids(chat.end_of_turn_id, outcome.messages))
-    tree.leaves.append(finished_leaf(outcome, segment.id, rewards))
+    tree.leaves.append(finished_leaf(outcome, segment.id, rewards, state_keys=state_keys))
     return tree

@@ -14,7 +14,7 @@ from agentrl.policies.core import Sampling
 from agentrl.rollout.chat_api import ChatReply, ChatServer, ContextFullError, Conversation
 from agentrl.rollout.collector import RolloutLimits
 from agentrl.rollout.plan import BranchRule, GroupPlan
-from agentrl.rollout.track import TurnOutcome, finished_leaf, invalid_leaf, opening_messages, play_turn
+from agentrl.rollout.track import TurnOutcome, finished_leaf, invalid_leaf, open_episode, play_turn
 from agentrl.seeding import derive
 from agentrl.trajectory import Leaf, Tree
 
@@ -112,11 +112,13 @@ class EndpointCollector:
     def _play(self, job: _Job, sampling: Sampling) -> _Episode:
         env = self._make_env()
         rewards: list[float] = []
+        state_keys: list[str | None] = []
         counts: list[int | None] = []
         used = 0
         try:
-            task_id, messages, tools = opening_messages(env, job.task)
-            conversation = Conversation(list(messages), list(tools))
+            opening = open_episode(env, job.task)
+            task_id, state_key = opening.task_id, opening.state_key
+            conversation = Conversation(list(opening.messages), list(opening.tools))
             while True:
                 try:
                     seed = derive(job.seed, "turn", len(rewards))
@@ -126,11 +128,14 @@ class EndpointCollector:
                     return _Episode(task_id, invalid_leaf(error, 0, len(rewards)), None)
                 rewards.append(outcome.reward)
                 if reply:
+                    state_keys.append(state_key)
                     counts.append(reply.sampled_tokens)
                     conversation.record(reply, outcome.messages)
                     used = conversation.estimated_tokens if reply.total_tokens is None else reply.total_tokens
+                state_key = outcome.state_key
                 if outcome.stop_reason is not None:
-                    return _Episode(task_id, finished_leaf(outcome, 0, rewards), _total(counts))
+                    leaf = finished_leaf(outcome, 0, rewards, state_keys=state_keys)
+                    return _Episode(task_id, leaf, _total(counts))
         finally:
             env.close()
 
@@ -162,8 +167,9 @@ def _tree(task: int, episodes: Sequence[_Episode]) -> Tree:
     counts = [episode.sampled_tokens for episode in episodes]
     tree = Tree(episodes[0].task_id, metadata={"task": task, "sampled_tokens": counts})
     root = tree.add(None, "prompt", 0, [])
-    for episode in episodes:
+    for number, episode in enumerate(episodes):
         episode.leaf.segment = tree.add(root.id, "assistant", 0, []).id
+        episode.leaf.root = number
         tree.leaves.append(episode.leaf)
     return tree
 

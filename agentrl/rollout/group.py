@@ -1,16 +1,19 @@
 """One task's tree while it grows: trajectories from the prompt, branches, and the top-up at the end."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import gymnasium
 
 from agentrl.chat.template import ChatFormat
 from agentrl.errors import ConfigError, InfrastructureError, UnforkableStateError
+from agentrl.messages import Message
+from agentrl.messages import user as user_message
 from agentrl.policies.core import Completion, Policy, SequenceId
-from agentrl.rollout.branching import BranchLedger, Moment, TrackKey, opening_entropy
+from agentrl.rollout.branching import Moment, TrackKey, num_global, opening_entropy
 from agentrl.rollout.plan import BranchRule, GroupPlan
-from agentrl.rollout.track import Track, fork_env, opening_messages
+from agentrl.rollout.random_nodes import ledger_for
+from agentrl.rollout.track import Opening, Track, fork_env, open_episode
 from agentrl.seeding import derive
 from agentrl.trajectory import Leaf, Tree
 
@@ -23,6 +26,7 @@ class _Snapshot:
     sequence: SequenceId
     template: Track
     """The parent as it was when it began the turn that branches will resample."""
+    num_children: int = 0
 
 
 class Group:
@@ -37,6 +41,7 @@ class Group:
         make_env: Makes an environment.
         new_sequence: Gives an unused sequence id.
         vocab_size: Normalises entropies.
+        hint: Told to the policy besides the task, and to nobody else.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class Group:
         make_env: Callable[[], gymnasium.Env[str, str]],
         new_sequence: Callable[[], SequenceId],
         vocab_size: int,
+        hint: str | None = None,
     ) -> None:
         self.task = task
         self.plan = plan
@@ -60,13 +66,17 @@ class Group:
         self._make_env = make_env
         self._new_sequence = new_sequence
         self._vocab_size = vocab_size
-        self._ledger = BranchLedger(plan, seed)
+        self._hint = hint
+        self._ledger = ledger_for(plan, seed)
         self._snapshots: dict[Moment, _Snapshot] = {}
         self._leaves: dict[TrackKey, Leaf] = {}
         self._num_roots = 0
         self._root: SequenceId | None = None
         self._tree = Tree(task_id="")
-        self._opening: object = None
+        self._opening: Opening | None = None
+        self._prompt: list[int] = []
+        self._probing = plan.dynamic
+        self._probed: list[float] = []
 
     def start(self) -> Iterator[Track]:
         """The trajectories that start at the prompt; each must be requested before the next is taken.
@@ -79,11 +89,14 @@ class Group:
     def record_turn(self, track: Track, completion: Completion) -> None:
         """Appends a sampled turn to the tree, and keeps what is needed to branch before it if the rule wants that."""
         opening = opening_entropy(completion.entropies, self.plan.probe_tokens, self._vocab_size)
+        if self._probing:
+            self._probed.append(opening)
         if track.baseline is None:
             track.baseline = opening
         if self.plan.rule is not BranchRule.NONE and track.turn == track.next_moment:
             self._offer(track, opening)
         track.lead = opening
+        track.state_keys.append(track.state_key)
         segment = self._tree.add(
             track.segment,
             "assistant",
@@ -113,7 +126,9 @@ class Group:
 
     def new_tracks(self) -> list[Track]:
         """Branches that were decided by now; when nothing runs any more, all that is missing, from the prompt."""
-        born: list[Track] = []
+        if self._probing and self.running:
+            return []  # how many branches there may be is not known yet
+        born = self._after_probe() if self._probing else []
         while settled := self._ledger.settle({key: track.next_moment for key, track in self.running.items()}):
             for moment, granted in settled:
                 born.extend(self._branches(moment, granted))
@@ -142,35 +157,57 @@ class Group:
 
     # Beginnings ------------------------------------------------------------------------------------------------------
 
+    def _after_probe(self) -> list[Track]:
+        """Divides the group between the prompt and branches by what the probe has shown; it counts as one of it."""
+        self._probing = False
+        root, *later = self._probed
+        initial = num_global(root, sum(later) / len(later) if later else root, self.plan)
+        self._ledger.budget = self.plan.size - initial
+        return [self._from_prompt() for _ in range(initial - 1)]
+
     def _from_prompt(self) -> Track:
         env = self._make_env()
         try:
-            task_id, messages, tools = opening_messages(env, self.task)
+            opening = open_episode(env, self.task)
+            self._take_opening(opening)
         except Exception:
             env.close()
             raise
-        opening = (task_id, list(messages), list(tools))
-        if self._root is None:
-            prompt = self._chat.prompt_ids(messages, tools)
-            self._tree.task_id = task_id
-            self._tree.metadata["task"] = self.task
-            self._tree.add(None, "prompt", 0, prompt)
-            self._opening = opening
-        elif opening != self._opening:
-            env.close()
-            raise ConfigError(
-                f"{env} starts task {self.task} differently from one reset to the next; the episodes of a group must "
-                "start alike. Make reset(options={'task': index}) deterministic."
-            )
-        prompt = self._tree.segments[0].token_ids
-        track = Track((self._num_roots,), self._new_sequence(), env, segment=0, token_ids=list(prompt))
+        track = Track(
+            (self._num_roots,),
+            self._new_sequence(),
+            env,
+            segment=0,
+            token_ids=list(self._prompt),
+            first_moment=0 if self.plan.rule is BranchRule.RANDOM_NODES else 1,
+            state_key=opening.state_key,
+        )
         self._num_roots += 1
         if self._root is None:
             self._root = track.sequence
         else:
-            self._policy.fork(self._root, track.sequence, len(prompt))
+            self._policy.fork(self._root, track.sequence, len(self._prompt))
         self.running[track.key] = track
         return track
+
+    def _take_opening(self, opening: Opening) -> None:
+        """Begins the tree with the first opening; the policy's prompt differs from the tree's if there is a hint."""
+        if self._opening is not None:
+            if opening != self._opening:
+                raise ConfigError(
+                    f"Task {self.task} starts differently from one reset to the next; the episodes of a group must "
+                    "start alike. Make reset(options={'task': index}) deterministic."
+                )
+            return
+        prompt = self._chat.prompt_ids(opening.messages, opening.tools)
+        self._tree.task_id = opening.task_id
+        self._tree.metadata["task"] = self.task
+        self._tree.add(None, "prompt", 0, prompt)
+        self._opening = opening
+        self._prompt = prompt
+        if self._hint:
+            self._tree.metadata["hinted"] = True
+            self._prompt = self._chat.prompt_ids(_with_hint(opening.messages, self._hint), opening.tools)
 
     def _offer(self, track: Track, opening: float) -> None:
         """Tells the ledger of a moment and, if it may branch there, keeps the state that branches start from."""
@@ -180,8 +217,11 @@ class Group:
             turn=track.turn,
             change=opening - track.baseline,
             lagged_change=track.lead - track.baseline,
+            streak=track.streak,
         )
-        if not self._ledger.wish(moment):
+        wanted = self._ledger.wish(moment)
+        track.streak = track.streak + 1 if wanted else 0
+        if not wanted:
             return
         try:
             env = fork_env(track.env)
@@ -198,21 +238,23 @@ class Group:
 
     def _branches(self, moment: Moment, granted: int) -> Iterator[Track]:
         snapshot = self._snapshots[moment]
-        for number in range(granted):
+        for _ in range(granted):
             child = snapshot.template.copy()
-            child.key = (*moment.track, moment.turn, number)
+            child.key = (*moment.track, moment.turn, snapshot.num_children)
+            snapshot.num_children += 1
             try:
                 child.env = fork_env(snapshot.env)
             except (InfrastructureError, UnforkableStateError):
                 self._count_failed_fork()
                 continue  # the top-up makes up for it
             child.sequence = self._new_sequence()
-            child.fork_of = child.segment
-            child.first_turn = moment.turn
+            child.fork_of = child.segment if moment.turn else None  # before the first turn is the prompt
+            child.first_moment = moment.turn + 1
             self._policy.fork(snapshot.sequence, child.sequence, len(child.token_ids))
             self.running[child.key] = child
             yield child
-        self._forget(moment)
+        if moment not in self._ledger:
+            self._forget(moment)
 
     def _count_failed_fork(self) -> None:
         self._tree.metadata["failed_forks"] = self._tree.metadata.get("failed_forks", 0) + 1
@@ -225,3 +267,16 @@ class Group:
     def stream(self, track: Track) -> int:
         """The seed of a trajectory's next turn: a function of where it is in the tree, not of when it runs."""
         return derive(self.seed, "turn", *track.key, track.turn)
+
+
+def _with_hint(messages: Sequence[Message], hint: str) -> list[Message]:
+    """The same opening with the hint at the end of what the user says last.
+
+    Raises:
+        ConfigError: The user says nothing.
+    """
+    for place in reversed(range(len(messages))):
+        if messages[place]["role"] == "user":
+            hinted = user_message(f"{messages[place]['content']}\n\n{hint}")
+            return [*messages[:place], hinted, *messages[place + 1 :]]
+    raise ConfigError("A hint goes into a message of the user, and this task opens without one.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import gymnasium
 
 from agentrl.envs.tool_env import ToolEnv
-from agentrl.errors import ForkError
+from agentrl.errors import ConfigError, ForkError
 from agentrl.messages import JsonDict, Message
 from agentrl.messages import user as user_message
 from agentrl.policies.core import SequenceId
@@ -24,6 +24,19 @@ class TurnOutcome:
     stop_reason: StopReason | None
     result: JsonDict
     """`ToolEnv`'s digest of a finished episode; empty for other environments and while it runs."""
+    state_key: str | None = None
+    """Of the state that it led to, if the environment names its states."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How an episode starts: what the environment tells before the first turn."""
+
+    task_id: str
+    messages: Sequence[Message]
+    tools: Sequence[JsonDict]
+    """Schemas."""
+    state_key: str | None = None
 
 
 @dataclass(slots=True)
@@ -41,25 +54,33 @@ class Track:
     segment: int
     """Last segment of the path so far."""
     token_ids: list[int]
-    """All tokens of the path so far."""
+    """All tokens so far as the policy has them: those of the path, and a hint if it was given one."""
     turn: int = 0
     fork_of: int | None = None
-    first_turn: int = 0
-    """The turn it resampled; its moments come later."""
+    first_moment: int = 1
+    """The earliest turn at which it may branch; for a branch, the one after the turn that it resampled."""
     baseline: float | None = None
     """Opening entropy of its first turn; a branch takes over its parent's."""
     lead: float = 0.0
     """Opening entropy of the latest turn."""
+    streak: int = 0
+    """Its latest moments in a row at which the rule would branch; a branch takes over its parent's."""
     rewards: list[float] = field(default_factory=list)
+    state_key: str | None = None
+    """Of the state in which the next turn is taken."""
+    state_keys: list[str | None] = field(default_factory=list)
+    """Of the states in which its turns were taken."""
 
     def copy(self) -> "Track":
         """The same position, for a branch to start from; lists are not shared."""
-        return replace(self, token_ids=list(self.token_ids), rewards=list(self.rewards))
+        return replace(
+            self, token_ids=list(self.token_ids), rewards=list(self.rewards), state_keys=list(self.state_keys)
+        )
 
     @property
     def next_moment(self) -> int:
-        """The earliest turn at which it may branch."""
-        return max(1, self.turn, self.first_turn + 1 if self.fork_of is not None else 0)
+        """The earliest turn still to come at which it may branch."""
+        return max(self.turn, self.first_moment)
 
 
 def play_turn(env: gymnasium.Env[str, str], text: str, *, truncate: bool) -> TurnOutcome:
@@ -81,21 +102,35 @@ def play_turn(env: gymnasium.Env[str, str], text: str, *, truncate: bool) -> Tur
     else:
         observation, reward, terminated, truncated, info = env.step(text)
         messages, result = (user_message(observation),), {}
+    key = info.get("state_key")
     stop = None
     if terminated or truncated:
         default = StopReason.TERMINATED if terminated else StopReason.MAX_TURNS
         stop = StopReason(result["stop_reason"]) if result.get("stop_reason") else default
-    return TurnOutcome(messages=messages, reward=float(reward), stop_reason=stop, result=result)
+    return TurnOutcome(messages=messages, reward=float(reward), stop_reason=stop, result=result, state_key=key)
 
 
-def finished_leaf(outcome: TurnOutcome, segment: int, rewards: Sequence[float], *, fork_of: int | None = None) -> Leaf:
+def finished_leaf(
+    outcome: TurnOutcome,
+    segment: int,
+    rewards: Sequence[float],
+    *,
+    state_keys: Sequence[str | None] = (),
+    fork_of: int | None = None,
+    root: int = 0,
+) -> Leaf:
     """The leaf of a trajectory whose environment has ended it.
 
     Args:
         outcome: Of its last turn.
         segment: Its last segment.
         rewards: Of all its turns.
+        state_keys: Of the states in which its turns were taken.
         fork_of: Where it left its parent's path.
+        root: Which trajectory from the prompt it belongs to.
+
+    Raises:
+        ConfigError: The environment names some of its states only.
     """
     assert outcome.stop_reason is not None
     reward = float(sum(rewards))
@@ -110,10 +145,23 @@ def finished_leaf(outcome: TurnOutcome, segment: int, rewards: Sequence[float], 
         tool_errors=dict(outcome.result.get("tool_errors", {})),
         answer=outcome.result.get("answer"),
         fork_of=fork_of,
+        root=root,
+        state_keys=_named_states(state_keys),
+        reward_parts=dict(outcome.result.get("reward_parts", {})),
     )
 
 
-def invalid_leaf(error: Exception, segment: int, num_turns: int, *, fork_of: int | None = None) -> Leaf:
+def _named_states(keys: Sequence[str | None]) -> list[str]:
+    named = [key for key in keys if key is not None]
+    if named and len(named) < len(keys):
+        raise ConfigError(
+            f"The environment named {len(named)} of the {len(keys)} states of an episode. state_key must give a key "
+            "for every state, or None for every state."
+        )
+    return named
+
+
+def invalid_leaf(error: Exception, segment: int, num_turns: int, *, fork_of: int | None = None, root: int = 0) -> Leaf:
     """The leaf of a trajectory that infrastructure ended.
 
     Args:
@@ -121,6 +169,7 @@ def invalid_leaf(error: Exception, segment: int, num_turns: int, *, fork_of: int
         segment: Its last segment.
         num_turns: Turns before that.
         fork_of: Where it left its parent's path.
+        root: Which trajectory from the prompt it belongs to.
     """
     return Leaf(
         segment=segment,
@@ -130,20 +179,17 @@ def invalid_leaf(error: Exception, segment: int, num_turns: int, *, fork_of: int
         num_turns=num_turns,
         error=f"{type(error).__name__}: {error}",
         fork_of=fork_of,
+        root=root,
     )
 
 
-def opening_messages(env: gymnasium.Env[str, str], task: int) -> tuple[str, Sequence[Message], Sequence[JsonDict]]:
-    """Resets an environment to a task of its split.
-
-    Returns:
-        The task's id, the opening messages, the tools' schemas.
-    """
+def open_episode(env: gymnasium.Env[str, str], task: int) -> Opening:
+    """Resets an environment to a task of its split."""
     if isinstance(env.unwrapped, ToolEnv):
-        observation, info = env.reset(options={"task": task})
-        return str(info["task_id"]), info["messages"], info["tools"]
-    observation, _ = env.reset(seed=task)
-    return f"seed-{task}", (user_message(observation),), ()
+        _, info = env.reset(options={"task": task})
+        return Opening(str(info["task_id"]), list(info["messages"]), list(info["tools"]), info.get("state_key"))
+    observation, info = env.reset(seed=task)
+    return Opening(f"seed-{task}", [user_message(observation)], [], info.get("state_key"))
 
 
 def blocks(env: gymnasium.Env[str, str]) -> bool:

@@ -123,6 +123,7 @@ def test_an_episode_from_start_to_end() -> None:
         "answer": "yes",
         "num_turns": 2,
         "turn_rewards": [0.25, 1.25],
+        "reward_parts": {},
         "tool_calls": {"double": 1},
         "tool_errors": {},
     }

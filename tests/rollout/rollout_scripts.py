@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Self
 
 from agentrl.envs import Episode, ToolEnv
 from agentrl.errors import InfrastructureError
-from agentrl.policies.core import Request
-from agentrl.policies.scripted import Reply
+from agentrl.policies.core import Completion, Request
+from agentrl.policies.scripted import Reply, ScriptedPolicy
 from agentrl.tasks import Task
 from agentrl.tools.core import Tool
 
@@ -88,3 +88,26 @@ def random_script(request: Request, text: str) -> Reply:
         return Reply(call(rng.randint(1, 9)), entropy, delay=rng.randint(0, 3))
     total = text.rsplit("<tool_response>\n", 1)[1].split("\n", 1)[0]
     return Reply(total if rng.random() < 0.6 else "no idea", entropy, delay=rng.randint(0, 3))
+
+
+class WatchedPolicy(ScriptedPolicy):
+    """Keeps count of the sequences that begin between one poll and the next."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._known: set[int] = set()
+        self._begun = [0]
+
+    @property
+    def launches(self) -> list[int]:
+        """How many began together, each time that any did."""
+        return [count for count in self._begun if count]
+
+    def submit(self, request: Request) -> None:
+        self._begun[-1] += request.sequence not in self._known
+        self._known.add(request.sequence)
+        super().submit(request)
+
+    def poll(self) -> list[Completion]:
+        self._begun.append(0)
+        return super().poll()

@@ -10,11 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agentrl.errors import ConfigError
-from agentrl.rollout.branching import BranchLedger, Moment, TrackKey, branch_probability, opening_entropy
+from agentrl.rollout.branching import (
+    BranchLedger,
+    Moment,
+    TrackKey,
+    branch_probability,
+    num_global,
+    opening_entropy,
+    penalized_score,
+)
 from agentrl.rollout.plan import BranchRule, GroupPlan
 from agentrl.seeding import generator
 
-RULES = [BranchRule.PAPER, BranchRule.REFERENCE, BranchRule.RANDOM, BranchRule.TOP_ENTROPY]
+RULES = [BranchRule.PAPER, BranchRule.REFERENCE, BranchRule.AEPO, BranchRule.RANDOM, BranchRule.TOP_ENTROPY]
 
 
 def moment(track: int, turn: int = 1, change: float = 0.0, lagged: float = 0.0) -> Moment:
@@ -90,6 +98,38 @@ def test_the_papers_threshold_moves_with_tau() -> None:
     """0.5 + 0.2 dH > 0.6 iff dH > 0.5."""
     book = ledger(BranchRule.PAPER, alpha=0.5, beta=0.2, tau=0.6)
     assert [book.wish(moment(i, change=change)) for i, change in enumerate((0.49, 0.51))] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("change", "streak", "score"),
+    [(0.0, 0, 0.5), (0.0, 1, 0.475), (0.0, 2, 0.45), (0.5, 2, 0.54), (1.0, 10, 0.35), (9.0, 20, 0.0), (9.0, 21, 0.0)],
+)
+def test_aepos_score_falls_with_every_branching_in_a_row(change: float, streak: int, score: float) -> None:
+    """(0.5 + 0.2 dH)(1 - 0.05 c): 0.5 * 0.95, 0.5 * 0.9, 0.6 * 0.9, 0.7 * 0.5, and nothing from c = 20 on."""
+    plan = GroupPlan(size=2, initial=1, rule=BranchRule.AEPO)
+    assert penalized_score(change, streak, plan) == pytest.approx(score, abs=1e-12)
+
+
+def test_aepo_branches_above_the_threshold_only() -> None:
+    """After one branching, (0.5 + 0.2 dH) * 0.95 > 0.5 iff dH > 0.5 / 0.19 - 2.5 = 0.1316; after two, iff > 0.2778."""
+    book = ledger(BranchRule.AEPO, max_branches=2)
+    cases = [(0.0, 0), (1e-6, 0), (0.131, 1), (0.132, 1), (0.277, 2), (0.278, 2), (9.0, 20)]
+    moments = [Moment(track=(i,), turn=3, change=c, lagged_change=-c, streak=s) for i, (c, s) in enumerate(cases)]
+    assert [book.wish(m) for m in moments] == [0, 2, 0, 2, 0, 2, 0]
+    free = ledger(BranchRule.AEPO, branch_penalty=0.0)
+    assert [free.wish(m) for m in moments] == [0, 1, 1, 1, 1, 1, 1]  # without a penalty it is the paper's rule of ARPO
+
+
+@pytest.mark.parametrize(
+    ("gap", "size", "expected"),
+    [(-2.0, 16, 5), (0.0, 16, 9), (2.0, 16, 12), (0.0, 8, 5), (50.0, 16, 16), (-5000.0, 16, 1), (5000.0, 3, 3)],
+)
+def test_how_many_start_at_the_prompt_in_a_dynamic_group(gap: float, size: int, expected: int) -> None:
+    """Sums of 20 entropies that differ by -2, 0, 2: 16 * (0.2689, 0.5, 0.7311) = 4.3, 8, 11.7, rounded down plus 1."""
+    plan = GroupPlan(size=size, rule=BranchRule.AEPO, dynamic=True)
+    assert num_global(0.4 + gap / 20, 0.4, plan) == expected
+    ten = GroupPlan(size=size, rule=BranchRule.AEPO, dynamic=True, probe_tokens=10)
+    assert num_global(0.4 + gap / 10, 0.4, ten) == expected
 
 
 def test_never_and_always() -> None:
@@ -180,13 +220,30 @@ class World:
 
     def moment(self, key: TrackKey, turn: int) -> Moment:
         change, lagged = generator(self.seed, "change", *key, turn).normal(size=2).round(1).tolist()
-        return Moment(track=key, turn=turn, change=change, lagged_change=lagged)
+        return Moment(track=key, turn=turn, change=change, lagged_change=lagged, streak=self.streak(key, turn))
+
+    def streak(self, key: TrackKey, turn: int) -> int:
+        """Moments in a row right before this one that AEPO would branch at, back along the path and its parents."""
+        if self.plan.rule is not BranchRule.AEPO:
+            return 0
+        count = 0
+        while turn > 1:
+            turn -= 1
+            while len(key) > 1 and turn <= key[-2]:
+                key = key[:-2]
+            if not self.wanted(self.moment(key, turn)):
+                break
+            count += 1
+        return count
 
     def wanted(self, m: Moment) -> int:
         coins = generator(self.seed, "branch", *m.track, m.turn)
         plan, rule = self.plan, self.plan.rule
         if rule is BranchRule.PAPER:
             return plan.max_branches * (plan.alpha + plan.beta * m.change > plan.tau)
+        if rule is BranchRule.AEPO:
+            factor = max(0.0, 1 - plan.branch_penalty * m.streak)
+            return plan.max_branches * ((plan.alpha + plan.beta * m.change) * factor > plan.tau)
         if rule is BranchRule.TOP_ENTROPY:
             return plan.max_branches
         p = plan.alpha + (plan.beta * m.lagged_change if rule is BranchRule.REFERENCE else 0.0)
@@ -295,6 +352,15 @@ def test_the_replay_is_no_empty_comparison() -> None:
         ({"rule": BranchRule.PAPER, "initial": 8}, "initial < size"),
         ({"probe_tokens": 0}, "at least 1"),
         ({"max_branches": 0}, "at least 1"),
+        ({"rounds": 0}, "at least 1"),
+        ({"branch_penalty": -0.1}, "branch_penalty must be at least 0 and finite, got -0.1"),
+        ({"branch_penalty": math.inf}, "branch_penalty"),
+        ({"dynamic": True}, "which the branch rule 'none' leaves no room for"),
+        ({"dynamic": True, "rule": BranchRule.RANDOM_NODES}, "'random_nodes' leaves no room"),
+        ({"dynamic": True, "rule": BranchRule.AEPO, "initial": 4}, "finds initial itself, got initial=4"),
+        ({"dynamic": True, "rule": BranchRule.AEPO, "size": 1}, "initial < size"),
+        ({"rule": BranchRule.RANDOM_NODES, "initial": 3}, "size must be initial"),
+        ({"rule": BranchRule.RANDOM_NODES, "initial": 2, "rounds": 2}, "got size=8, initial=2, rounds=2"),
     ],
 )
 def test_plans_that_do_not_fit_together(changes: dict[str, int], complaint: str) -> None:
@@ -306,3 +372,13 @@ def test_budget_of_a_plan() -> None:
     plan = GroupPlan(size=16, initial=6, rule=BranchRule.PAPER)
     assert (plan.num_initial, plan.branch_budget) == (6, 10)
     assert (GroupPlan(size=5).num_initial, GroupPlan(size=5).branch_budget) == (5, 0)
+    dynamic = GroupPlan(size=16, rule=BranchRule.AEPO, dynamic=True)
+    assert (dynamic.num_initial, dynamic.branch_budget) == (1, 15)
+
+
+@pytest.mark.parametrize(
+    ("size", "initial", "rounds", "draws"),
+    [(6, 2, 1, 2), (14, 2, 3, 2), (8, 4, 1, 1), (7, 1, 2, 3)],  # 2 (1 + 1 * 2), 2 (1 + 3 * 2), 4 (1 + 1), 1 + 2 * 3
+)
+def test_draws_of_a_plan_of_random_nodes(size: int, initial: int, rounds: int, draws: int) -> None:
+    assert GroupPlan(size=size, initial=initial, rounds=rounds, rule=BranchRule.RANDOM_NODES).draws == draws

@@ -7,11 +7,12 @@ import time
 from typing import Any
 
 import pytest
-from rollout_scripts import Counter, Counting, SlowCounting, call, random_script
+import torch
+from rollout_scripts import Counter, Counting, SlowCounting, WatchedPolicy, call, random_script
 
 from agentrl.chat.template import ChatFormat
 from agentrl.errors import ConfigError, ForkError
-from agentrl.policies.core import Completion, Request
+from agentrl.policies.core import Completion, Request, Sampling
 from agentrl.policies.scripted import Reply, ScriptedPolicy
 from agentrl.policies.transformers_engine import TransformersPolicy
 from agentrl.rollout.collector import Collector
@@ -19,7 +20,7 @@ from agentrl.rollout.plan import BranchRule, GroupPlan
 from agentrl.tasks import Task
 from agentrl.trajectory import StopReason, Tree
 
-RULES = [BranchRule.PAPER, BranchRule.REFERENCE, BranchRule.TOP_ENTROPY, BranchRule.RANDOM]
+RULES = [rule for rule in BranchRule if rule is not BranchRule.NONE]
 
 
 def branching(rule: BranchRule, size: int = 8, initial: int = 4, **changes: Any) -> GroupPlan:
@@ -94,6 +95,7 @@ def test_invariants_of_branching(make_collector: Any, rule: BranchRule, seed: in
         assert len(tree.leaves) == 8
         branches = [leaf for leaf in tree.leaves if leaf.fork_of is not None]
         assert len(branches) <= plan.branch_budget
+        assert {leaf.root for leaf in tree.leaves} == set(range(1 + max(leaf.root for leaf in tree.leaves)))
         assert all(tree.segments[leaf.fork_of].origin == "environment" for leaf in branches)
         for leaf in branches:
             assert leaf.fork_of in {segment.id for segment in tree.path(leaf.segment)}
@@ -106,10 +108,13 @@ def test_invariants_of_branching(make_collector: Any, rule: BranchRule, seed: in
             assert leaf.num_turns == sum(s.origin == "assistant" for s in tree.path(leaf.segment))
 
 
-def test_a_branch_shares_its_parents_tool_state_and_goes_its_own_way(make_collector: Any, byte_tokenizer: Any) -> None:
+@pytest.mark.parametrize("rule", RULES)
+def test_a_branch_shares_its_parents_tool_state_and_goes_its_own_way(
+    make_collector: Any, byte_tokenizer: Any, rule: BranchRule
+) -> None:
     """Totals along every path must be running sums of the amounts on that very path."""
     found = 0
-    for tree in make_collector().collect(range(10), branching(BranchRule.RANDOM, alpha=1.0), seed=3):
+    for tree in make_collector().collect(range(10), branching(rule, alpha=1.0), seed=3):
         for leaf in tree.leaves:
             text = byte_tokenizer.decode(tree.token_ids(leaf.segment), skip_special_tokens=False)
             text = text.split("<|im_start|>assistant", 1)[1]
@@ -117,7 +122,33 @@ def test_a_branch_shares_its_parents_tool_state_and_goes_its_own_way(make_collec
             totals = [int(a) for a in re.findall(r"<tool_response>\ntotal (\d+)", text)]
             assert totals == [sum(amounts[: i + 1]) for i in range(len(totals))]
             found += leaf.fork_of is not None
-    assert found >= 20
+    assert found >= 10
+
+
+@pytest.mark.parametrize("rule", [BranchRule.NONE, *RULES])
+def test_what_the_policy_was_asked_to_continue_is_what_the_tree_holds(make_collector: Any, rule: BranchRule) -> None:
+    """Before every turn, on every path, exactly the tokens from the prompt to it; with their masks and log-probs."""
+    asked: list[tuple[int, ...]] = []
+
+    def script(request: Request, text: str) -> Reply:
+        asked.append(tuple(request.token_ids))
+        return random_script(request, text)
+
+    plan = GroupPlan(size=8) if rule is BranchRule.NONE else branching(rule)
+    held: list[tuple[int, ...]] = []
+    for tree in make_collector(script).collect([1, 2, 3], plan, seed=4):
+        for segment in tree.segments:
+            if segment.origin == "assistant":
+                held.append(tuple(tree.token_ids(segment.id))[: -len(segment.token_ids)])
+            sampled = segment.origin == "assistant"
+            assert segment.action_mask == [int(sampled)] * len(segment.token_ids)
+            assert segment.logprobs == [-float(sampled)] * len(segment.token_ids)  # as the scripted policy says
+        for leaf in tree.leaves:
+            if leaf.fork_of is not None:  # the tokens before the fork are another trajectory's, stored once
+                fork = [segment.id for segment in tree.path(leaf.fork_of)]
+                sharing = [[s.id for s in tree.path(other.segment)][: len(fork)] == fork for other in tree.leaves]
+                assert sum(sharing) >= 2
+    assert sorted(held) == sorted(asked)
 
 
 @pytest.mark.parametrize("rule", [BranchRule.NONE, *RULES])
@@ -180,6 +211,33 @@ def test_infrastructure_failure_makes_an_invalid_leaf_and_nothing_else(make_coll
     assert 0 < len(broken) < 12
     assert {leaf.error for leaf in broken} == {"InfrastructureError: the counter's server is gone"}
     assert all(leaf.success for leaf in tree.valid_leaves)
+
+
+def test_top_up_trajectories_are_launched_together(make_collector: Any, byte_tokenizer: Any, chat: ChatFormat) -> None:
+    """Entropies are equal, so nothing branches: three trajectories run to their end, then the five others at once."""
+    policy = WatchedPolicy(byte_tokenizer, two_turns, end_of_turn_id=chat.end_of_turn_id)
+    tree = make_collector(policy=policy).collect([0], branching(BranchRule.PAPER, size=8, initial=3), seed=0)[0]
+    assert policy.launches == [3, 5]
+    assert [(leaf.root, leaf.fork_of) for leaf in tree.leaves] == [(i, None) for i in range(8)]
+
+
+def test_one_greedy_episode(make_collector: Any, tiny_llama: Any, byte_tokenizer: Any) -> None:
+    """At temperature 0 the seed does not matter, and every token is the likeliest one."""
+    policy = TransformersPolicy(tiny_llama, byte_tokenizer, [byte_tokenizer.eos_token_id])
+    collector = make_collector(policy=policy, max_turn_tokens=24)
+    runs = [
+        collector.collect([0, 1], GroupPlan(size=1), seed=seed, sampling=Sampling(temperature=0.0)) for seed in (1, 2)
+    ]
+    assert [tree.to_json() for tree in runs[0]] == [tree.to_json() for tree in runs[1]]
+    for tree in runs[0]:
+        (leaf,) = tree.leaves
+        assert (leaf.root, leaf.fork_of) == (0, None)
+        ids = tree.token_ids(leaf.segment)
+        sampled = tree.segments[1].token_ids
+        start = len(tree.segments[0].token_ids)
+        with torch.no_grad():
+            logits = tiny_llama(torch.tensor([ids])).logits[0]
+        assert logits[start - 1 : start - 1 + len(sampled)].argmax(-1).tolist() == sampled
 
 
 def test_an_error_in_user_code_is_not_swallowed(make_collector: Any) -> None:

@@ -98,6 +98,15 @@ def test_a_solved_task_message_by_message(serve: Serve) -> None:
     assert server.keys == [None, None]
 
 
+def test_leaves_say_in_which_states_turns_were_taken_and_which_episode_they_are(serve: Serve) -> None:
+    class Named(Counting):
+        def state_key(self, task: Any, episode: Any) -> str:
+            return f"after {len(episode.calls)}"
+
+    leaves = collect(serve(counts), size=3, env=Named)[0].leaves
+    assert [(leaf.root, leaf.state_keys) for leaf in leaves] == [(i, ["after 0", "after 1"]) for i in range(3)]
+
+
 def test_truncated_sampling_is_sent_only_where_it_is_asked_for(serve: Serve) -> None:
     server = serve(counts)
     collect(server, sampling=Sampling(temperature=0.0, top_p=0.9, top_k=5))

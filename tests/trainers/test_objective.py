@@ -1,7 +1,10 @@
-"""Relations that the loss of every recipe must satisfy: what may not change it, and what it must equal."""
+"""From a recipe and tensors to a loss: KL in the reward, masks, metrics, what parts get to see, checks.
+
+What may not change the loss of any recipe is in `test_metamorphic`, what it must equal in `test_equivalences`.
+"""
 
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,23 +13,19 @@ from torch import Tensor
 
 from agentrl.trainers import (
     RECIPES,
-    Clip,
     KLEstimator,
     KLPenalty,
     KLPlace,
-    PathBatch,
     RatioLevel,
     Recipe,
     Surrogate,
     SurrogateInputs,
     TokenLoss,
-    TokenMean,
     lay_out_paths,
 )
 from agentrl.trainers.advantages import mean_over_shared
 from agentrl.trainers.objective import (
     Metrics,
-    average_metrics,
     compute_advantages,
     compute_weights,
     loss_mask,
@@ -35,8 +34,6 @@ from agentrl.trainers.objective import (
 from agentrl.trajectory import Leaf, StopReason, Tree
 
 F64 = torch.float64
-ROUNDING = 1e-12
-recipes = pytest.mark.parametrize("recipe", [*RECIPES.values(), replace(RECIPES["dapo"], mask_truncated=True)])
 
 
 class Rows:
@@ -49,13 +46,6 @@ class Rows:
         )
         self.advantages = compute_advantages(recipe, case.batch)
         self.weights = compute_weights(recipe, case.batch)
-
-    def take(self, rows: Tensor) -> "Rows":
-        taken = object.__new__(Rows)
-        taken.batch = self.batch.rows(rows)
-        for name in ("logprobs", "old", "ref", "advantages", "weights"):
-            setattr(taken, name, getattr(self, name)[rows])
-        return taken
 
     def loss(self, recipe: Recipe) -> tuple[float, Tensor, Metrics]:
         logprobs = self.logprobs.clone().requires_grad_()
@@ -71,113 +61,6 @@ class Rows:
         loss.backward()
         assert logprobs.grad is not None
         return float(loss.detach()), logprobs.grad, metrics
-
-
-@recipes
-@pytest.mark.parametrize("seed", range(3))
-def test_order_of_trajectories_does_not_matter(recipe: Recipe, seed: int) -> None:
-    case = make_case(seed)
-    order = torch.randperm(len(case.paths), generator=torch.Generator().manual_seed(seed))
-    loss, gradient, _ = Rows(recipe, case).loss(recipe)
-    case.batch, case.garbage = case.batch.rows(order), case.garbage[order]
-    permuted_loss, permuted_gradient, _ = Rows(recipe, case).loss(recipe)
-    assert permuted_loss == pytest.approx(loss, abs=ROUNDING)
-    torch.testing.assert_close(permuted_gradient, gradient[order], rtol=0, atol=ROUNDING)
-
-
-@recipes
-@pytest.mark.parametrize("seed", range(3))
-def test_padding_does_not_matter(recipe: Recipe, seed: int) -> None:
-    """Three more columns of garbage, and a trajectory without tokens in a group of its own."""
-    case = make_case(seed)
-    loss, gradient, _ = Rows(recipe, case).loss(recipe)
-    num_rows, num_columns = case.batch.mask.shape
-    case.batch = pad(case.batch, num_rows + 1, num_columns + 3)
-    wide = torch.full((num_rows + 1, num_columns + 3), math.nan, dtype=F64)
-    wide[:num_rows, :num_columns] = case.garbage
-    case.garbage = wide
-    padded_loss, padded_gradient, _ = Rows(recipe, case).loss(recipe)
-    assert padded_loss == pytest.approx(loss, abs=ROUNDING)
-    torch.testing.assert_close(padded_gradient[:num_rows, :num_columns], gradient, rtol=0, atol=ROUNDING)
-    assert padded_gradient.abs().sum().item() == pytest.approx(gradient.abs().sum().item(), abs=ROUNDING)
-
-
-def pad(batch: PathBatch, num_rows: int, num_columns: int) -> PathBatch:
-    columns = {}
-    for field in fields(batch):
-        old = getattr(batch, field.name)
-        if isinstance(old, Tensor):
-            shape = (num_rows, num_columns if old.shape == batch.mask.shape else old.shape[-1])[: old.ndim]
-            columns[field.name] = torch.zeros(shape, dtype=old.dtype)
-            columns[field.name][tuple(slice(n) for n in old.shape)] = old
-    columns["group"][-1] = 99
-    return replace(batch, **columns)
-
-
-@recipes
-@pytest.mark.parametrize("sizes", [[1] * 16, [5, 11], [3, 1, 7, 5]])
-def test_micro_batches_add_up(recipe: Recipe, sizes: list[int]) -> None:
-    whole = Rows(recipe, make_case(5))
-    loss, gradient, metrics = whole.loss(recipe)
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
-    parts = [whole.take(rows).loss(recipe) for rows in order.split(sizes)]
-    assert sum(part[0] for part in parts) == pytest.approx(loss, abs=ROUNDING)
-    torch.testing.assert_close(torch.cat([part[1] for part in parts]), gradient[order], rtol=0, atol=ROUNDING)
-    expected = average_metrics([metrics])
-    assert average_metrics([part[2] for part in parts]) == pytest.approx(expected, abs=1e-9)
-    assert expected["num_tokens"] == loss_mask(recipe, whole.batch).sum()
-
-
-@recipes
-def test_weights_of_each_micro_batch_would_not_add_up(recipe: Recipe) -> None:
-    """Negative control for the test above: a mean inside every micro-batch is another loss."""
-    whole = Rows(recipe, make_case(5))
-    total = 0.0
-    for rows in torch.arange(16).split([5, 11]):
-        part = whole.take(rows)
-        part.weights = compute_weights(recipe, part.batch) / 2
-        total += part.loss(recipe)[0]
-    assert abs(total - whole.loss(recipe)[0]) > 1e-6
-
-
-@recipes
-def test_zero_advantages_leave_only_the_penalty(recipe: Recipe) -> None:
-    rows = Rows(recipe, make_case(2))
-    rows.advantages = torch.zeros_like(rows.advantages)
-    loss, gradient, _ = rows.loss(replace(recipe, kl=None))
-    assert loss == 0.0
-    assert not gradient.any()
-    with_penalty, _, _ = rows.loss(replace(recipe, kl=KLPenalty(coef=0.5)))
-    assert with_penalty > 0.0
-
-
-@pytest.mark.parametrize("name", list(RECIPES))
-def test_first_step_without_clip_is_reinforce(name: str) -> None:
-    """At pi = pi_old the gradient is that of -sum w A log pi, whatever the bounds."""
-    for surrogate in (Clip(low=math.inf, high=math.inf), RECIPES[name].surrogate):
-        recipe = replace(RECIPES[name], kl=None, surrogate=surrogate)
-        rows = Rows(recipe, make_case(3))
-        rows.logprobs = rows.old
-        _, gradient, metrics = rows.loss(recipe)
-        torch.testing.assert_close(gradient, -(rows.weights * rows.advantages), rtol=0, atol=ROUNDING)
-        assert metrics["clip_fraction_low"] == metrics["clip_fraction_high"] == metrics["kl_old"] == 0.0
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_hard_and_soft_agree_only_where_tokens_weigh_the_same(seed: int) -> None:
-    """Gradients by token: equal under the token mean without clip, different under GRPO's aggregation."""
-    case = make_case(seed)
-    differences = []
-    for aggregation in (TokenMean(), RECIPES["grpo"].aggregation):
-        by_token = []
-        for name in ("arpo", "arpo_hard"):
-            recipe = replace(RECIPES[name], aggregation=aggregation, surrogate=Clip(low=math.inf, high=math.inf))
-            _, gradient, _ = Rows(recipe, case).loss(recipe)
-            sums = torch.zeros(len(case.new), dtype=F64)
-            by_token.append(sums.index_add(0, case.batch.token_index[case.batch.mask], gradient[case.batch.mask]))
-        differences.append((by_token[0] - by_token[1]).abs().max().item())
-    assert differences[0] < ROUNDING
-    assert differences[1] > 1e-3
 
 
 def test_kl_in_the_reward_comes_before_the_advantages() -> None:

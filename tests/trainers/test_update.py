@@ -18,8 +18,9 @@ from agentrl.errors import PolicyError
 from agentrl.trainers import RECIPES, KLEstimator, KLPenalty, KLPlace, OverlongPenalty, Recipe
 from agentrl.trainers.forward import TokenScorer
 from agentrl.trainers.learner import schedule
+from agentrl.trainers.mini_batches import Part
 from agentrl.trainers.settings import OptimizerSettings
-from agentrl.trainers.update import Part, Updater
+from agentrl.trainers.update import Updater
 from agentrl.trajectory import Leaf, StopReason, Tree
 
 NEVER_CLIPS = 1e9

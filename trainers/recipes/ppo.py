@@ -17,8 +17,8 @@ def ppo() -> Recipe:
     Clip 0.2 is the paper's. Its control tasks have gamma 0.99 and lambda 0.95; for language models verl sets both to 1,
     as here: an episode of a thousand tokens must not discount its outcome away, and at lambda 1 a critic that knows
     nothing yet does no harm, the advantage being return minus value. A critic that is good (explained variance near 1)
-    allows `GAE(lam=0.95)`, which varies less. KL in the reward is k1 of the sampling policy, 0.001 as in verl, which can
-    adapt it towards a target; OpenRLHF starts at 0.01. `Clip(dual=3.0)` is verl's addition. Whitening as in verl.
+    allows `GAE(lam=0.95)`, which varies less. KL in the reward is k1 of the sampling policy, 0.001 as in verl, which
+    can adapt it towards a target; OpenRLHF starts at 0.01. `Clip(dual=3.0)` is verl's addition. Whitening as in verl.
 
     Nothing is compared within a task: eight trajectories of each fill the batch, and the prompt is computed once.
     """

@@ -4,17 +4,25 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from agentrl.policies.loading import LoadedModel
-from agentrl.trajectory import Tree
+from agentrl.rollout.continuation import Prefix
+from agentrl.trajectory import Leaf, Tree
 
 
 class RewardModel(Protocol):
-    """What judges episodes beside the environment; success rates stay the environment's."""
+    """What judges episodes beside the environment; success rates stay the environment's.
 
-    def score(self, trees: Sequence[Tree]) -> list[Tree]:
-        """The same trees with other rewards: `reward` and `turn_rewards` of their valid leaves replaced.
+    Inherit from it to get the methods of one that does not learn.
+    """
+
+    def score(self, trees: Sequence[Tree], *, seed: int) -> list[Tree]:
+        """The same trees with other rewards.
 
         Args:
             trees: Of one update; they are not changed.
+            seed: Of this update.
+
+        Returns:
+            Copies, in order. Their valid leaves have another `reward` and `turn_rewards`, and no `reward_parts`.
         """
         ...
 
@@ -29,25 +37,34 @@ class RewardModel(Protocol):
         Returns:
             Metrics.
         """
-        ...
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint has to keep: tensors, numbers, strings and containers of them."""
-        ...
+        return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Takes up what `state_dict` gave."""
+        return None
+
+
+class Completer(Protocol):
+    """Plays episodes of the policy that is trained from the middle to the end (`Continuer.continue_from`)."""
+
+    def __call__(self, prefixes: Sequence[Prefix], num_completions: int, *, seed: int) -> list[list[Leaf]]:
+        """The valid leaves of each prefix."""
         ...
 
 
 class RewardSource(Protocol):
     """A part of a recipe: the settings of a reward model."""
 
-    def build(self, policy: LoadedModel, *, seed: int) -> RewardModel:
+    def build(self, policy: LoadedModel, complete: Completer, *, seed: int) -> RewardModel:
         """A new reward model for a run.
 
         Args:
             policy: The model that is trained; its tokenizer and device, or a start for weights.
+            complete: For those that look what becomes of an episode.
             seed: Of the run.
         """
         ...

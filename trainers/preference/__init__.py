@@ -1,0 +1,1 @@
+"""Learning from comparisons and labels instead of advantages: losses, builders of examples, the learner."""
