@@ -2,10 +2,11 @@
 
     python benchmarks/algorithms.py                             all of them, three seeds
     python benchmarks/algorithms.py --only dpo kto --seeds 1    a part, which replaces what --out has of it
+    python benchmarks/algorithms.py --only variants:gtpo_separate      a recipe of another module, here of variants.py
     python benchmarks/algorithms.py --markdown                  only the table of what --out has
 
 Every run is the quickstart, shorter: the embedded policy, which guesses in half of the episodes instead of calling its
-calculator, in `agentrl/Arithmetic-v0` level 1, 12 updates on 8 tasks of 8 episodes each. `OVERRIDES` names the
+calculator, in `agentrl/Arithmetic-v0` level 1, 6 updates on 8 tasks of 8 episodes each. `OVERRIDES` names the
 algorithms that need something else, and why. A run's seed is also the seed of its problems, so that no two seeds share
 a training or a held-out task. The settings were chosen by training success with seed 100 (`--first-seed 100 --seeds
 1`), whose problems, training and held-out, are in no run of the table.
@@ -30,18 +31,22 @@ from typing import Any, ClassVar, Self
 from rich.console import Console
 
 from agentrl.config import load_config
-from agentrl.envs import ArithmeticEnv, register
+from agentrl.envs import ArithmeticEnv, Episode, register
+from agentrl.envs.rewards import numeric_match
 from agentrl.evaluation import Estimate, PairedDifference, Tally, paired_difference, success_rate
 from agentrl.evaluation.render import format_estimate
 from agentrl.evaluation.report import EvaluationReport
 from agentrl.messages import JsonDict
 from agentrl.runs import read_metrics
+from agentrl.tasks import Task
 from agentrl.trainers import RECIPES, TrainSettings, train
+from agentrl.trainers.recipes import find_recipe
 
+ALGORITHMS = tuple(RECIPES)
 BASE = (
     "env.id=benchmarks/CountedArithmetic-v0",
     "env.arguments.level=1",
-    "updates=12",
+    "updates=6",
     "threads=1",
     "rollout.tasks_per_update=8",
     "rollout.max_turn_tokens=48",
@@ -50,7 +55,7 @@ BASE = (
     "optimizer.learning_rate=2e-4",
     "optimizer.schedule=linear",
     "optimizer.mini_batches=2",
-    "evaluation.tasks=200",
+    "evaluation.tasks=100",
     "evaluation.greedy=false",
     "checkpoint_every=0",
     "keep_trees_every=0",
@@ -63,28 +68,46 @@ class CountedArithmetic(ArithmeticEnv):
 
     episodes: ClassVar[int] = 0
     tool_calls: ClassVar[int] = 0
-
-    def _count(self, *, episodes: int = 0, tool_calls: int = 0) -> None:
-        if self.split == "train":
-            CountedArithmetic.episodes += episodes
-            CountedArithmetic.tool_calls += tool_calls
+    _begun = False
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[str, JsonDict]:
-        """Starts an episode."""
-        self._count(episodes=1)
+        """Starts an episode, which counts from its first turn on."""
+        self._begun = False
         return super().reset(seed=seed, options=options)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, JsonDict]:
         """Plays a turn."""
         before = len(self.episode.calls)
         outcome = super().step(action)
-        self._count(tool_calls=len(self.episode.calls) - before)
+        self._count(len(self.episode.calls) - before)
         return outcome
 
+    def truncate(self, action: str) -> tuple[str, float, bool, bool, JsonDict]:
+        """Ends the episode in the middle of a turn."""
+        self._count(0)
+        return super().truncate(action)
+
     def fork(self) -> Self:
-        """Starts another episode in the middle; the calculator remembers nothing, so no call is repeated."""
-        self._count(episodes=1)
-        return super().fork()
+        """Another episode, if it is ever played; the calculator remembers nothing, so no call is repeated."""
+        clone = super().fork()
+        clone._begun = False
+        return clone
+
+    def _count(self, calls: int) -> None:
+        if self.split == "train":
+            CountedArithmetic.episodes += not self._begun
+            CountedArithmetic.tool_calls += calls
+        self._begun = True
+
+
+@register("benchmarks/RewardedCalls-v0")
+class RewardedCalls(CountedArithmetic):
+    """The same with a reward before the end: 1 for a turn whose call gives the right number."""
+
+    def turn_reward(self, task: Task, episode: Episode) -> float:
+        """Whatever the agent makes of the number; it does not count as success."""
+        now = [record.result for record in episode.calls if record.turn == episode.num_turns - 1]
+        return float(any(result.ok and numeric_match(result.text, task.answer) for result in now))
 
 
 @dataclass(frozen=True)
@@ -95,7 +118,23 @@ class Override:
     reason: str
 
 
-OVERRIDES: dict[str, Override] = {}
+OVERRIDES = {
+    "trpo": Override(
+        ("updates=4", "rollout.tasks_per_update=4", "critic.kind=head"),
+        "An update costs ten Hessian-vector products, each a pass over the whole batch that is differentiated twice.",
+    ),
+    "ppo": Override(("critic.learning_rate=1e-3",), "1e-5 is a rate for large models."),
+    "gapo": Override(("critic.kind=head",), "The cheaper critic; the model of its own is in the row of `ppo`."),
+    "mt_grpo": Override(("env.id=benchmarks/RewardedCalls-v0",), "It takes an environment that rewards calls."),
+    "prm_monte_carlo": Override(
+        ("updates=4", "rollout.tasks_per_update=4"), "Every episode costs eight more, so it gets a third as many."
+    ),
+    "sft": Override(("group.size=null",), "One demonstration of each task; nothing is sampled."),
+    "star": Override(
+        ("updates=3", "group.size=null", "rollout.tasks_per_update=64"),
+        "An update is a whole iteration: one episode of many tasks, then 40 steps and more from the base model.",
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,9 +246,9 @@ HEADS = ("algorithm", "before", "after", "difference, points", "after, by seed",
 
 def markdown(runs: Iterable[Run]) -> str:
     """The table, the settings that differ, and how many algorithms learned."""
-    of: dict[str, list[Run]] = {name: [] for name in RECIPES}
+    of: dict[str, list[Run]] = {name: [] for name in ALGORITHMS}
     for run in sorted(runs, key=lambda run: run.seed):
-        of[run.algorithm].append(run)
+        of.setdefault(run.algorithm, []).append(run)
     rows = [Row(group) for group in of.values() if group]
     lines = [HEADS, ["---"] * len(HEADS), *(list(row.cells()) for row in rows)]
     notes = [
@@ -229,7 +268,7 @@ def read_runs(path: Path) -> dict[tuple[str, int], Run]:
     """The latest run of every algorithm and seed in a file; none if there is no file."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     runs = map(Run.from_json, lines)
-    return {(run.algorithm, run.seed): run for run in runs if run.algorithm in RECIPES}
+    return {(run.algorithm, run.seed): run for run in runs if run.algorithm in ALGORITHMS or ":" in run.algorithm}
 
 
 # The runs -------------------------------------------------------------------------------------------------------------
@@ -264,13 +303,15 @@ def main() -> None:
     """Runs what was asked for and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", nargs="+", metavar="KEY=VALUE", default=[], help="settings for every run")
-    parser.add_argument("--only", nargs="+", metavar="NAME", choices=list(RECIPES), default=list(RECIPES))
+    parser.add_argument("--only", nargs="+", metavar="NAME", default=ALGORITHMS, help="recipes, or module:name")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=1, help="runs at the same time")
     parser.add_argument("--out", type=Path, default=Path("runs/algorithms.jsonl"))
     parser.add_argument("--markdown", action="store_true", help="run nothing")
     arguments = parser.parse_args()
+    for name in arguments.only:
+        find_recipe(name)  # a wrong name is told before the first run
     failures: list[str] = []
     if not arguments.markdown:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

@@ -23,11 +23,11 @@ from agentrl.envs import REWARDS
 from agentrl.errors import ConfigError
 from agentrl.rollout.plan import BranchRule
 from agentrl.tools import TOOLS
-from agentrl.trainers import RECIPES, TrainSettings
+from agentrl.trainers import TrainSettings
 from agentrl.trajectory import StopReason
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 RUNNABLE, OUTPUT, YAML = "python runnable", "text output", "yaml"
 SHELL = ("sh", "bash", "shell", "console")
 
@@ -209,7 +209,6 @@ def registered() -> list[str]:
         ("tools.md", "Built-in tools", TOOLS),
         ("environments.md", "Rewards", REWARDS),
         ("environments.md", "Shipped environments", registered()),
-        ("training.md", "Recipes", RECIPES),
         ("branching.md", "The rules", BranchRule),
         ("evaluation.md", "How episodes end", StopReason),
     ],

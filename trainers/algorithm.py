@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from agentrl.rollout.plan import GroupPlan
+from agentrl.rollout.plan import BranchRule, GroupPlan
 from agentrl.trainers.examples import RowKind
 from agentrl.trainers.shaping import GroupFilter
 
@@ -42,6 +42,11 @@ class Algorithm:
         return False
 
     @property
+    def needs_forks(self) -> bool:
+        """Whether half-finished episodes are copied, their environments included."""
+        return self.sampling.rule is not BranchRule.NONE
+
+    @property
     def min_group_size(self) -> int:
         """Trajectories of a task it needs at least."""
         return 1
@@ -71,6 +76,7 @@ class Algorithm:
                 ("reference", self.needs_reference),
                 ("greedy episode", self.needs_greedy),
                 ("state keys", self.needs_states),
+                ("environment that forks", self.needs_forks),
             )
             if needed
         )

@@ -1,6 +1,6 @@
 """Settings that do not fit the recipe or the environment, found before a model is loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import gymnasium
 
@@ -8,7 +8,8 @@ from agentrl.envs import ToolEnv
 from agentrl.errors import ConfigError
 from agentrl.rollout.plan import BranchRule, GroupPlan
 from agentrl.trainers.algorithm import Algorithm
-from agentrl.trainers.examples import read_examples
+from agentrl.trainers.demonstrations import answer_text
+from agentrl.trainers.examples import Example, read_examples
 from agentrl.trainers.imitation import ImitationRecipe, SelfTaughtRecipe
 from agentrl.trainers.preference.recipe import PreferenceRecipe
 from agentrl.trainers.settings import CriticSettings, GroupSettings, TrainSettings
@@ -18,6 +19,8 @@ def check(
     recipe: Algorithm, plan: GroupPlan, settings: TrainSettings, make_env: Callable[[], gymnasium.Env[str, str]]
 ) -> None:
     """Refuses a run that could not work, or in which a setting would be without effect.
+
+    What a run adds to a recipe is checked where it is added (`with_extras`, `with_combined_rewards`).
 
     Args:
         recipe: As it is in the table.
@@ -30,13 +33,12 @@ def check(
         DataError: The file of examples has a row that cannot be used.
     """
     _check_critic(recipe, settings)
+    _check_steps(recipe, settings)
     if settings.data is not None:
         _check_data(recipe, settings)
     else:
-        _check_groups(recipe, plan)
+        _check_groups(recipe, plan, settings)
         _check_environment(recipe, make_env)
-    if isinstance(recipe, PreferenceRecipe) and recipe.loss.needs_reference_point:
-        _check_mini_batches(recipe, settings)
 
 
 def _check_critic(recipe: Algorithm, settings: TrainSettings) -> None:
@@ -45,29 +47,83 @@ def _check_critic(recipe: Algorithm, settings: TrainSettings) -> None:
             f"Settings of a critic were given, but recipe {recipe.name!r} has none. Leave out the section critic, or "
             "use a recipe with a critic, such as ppo."
         )
+    if recipe.needs_critic and settings.critic.kind == "model" and settings.model.lora is not None:
+        raise ConfigError(
+            "critic.kind='model' trains a second model of the policy's size, which is what model.lora is there to "
+            "avoid. Set critic.kind=head, which learns values on the hidden states of the policy."
+        )
+
+
+def _check_steps(recipe: Algorithm, settings: TrainSettings) -> None:
+    """How an update is cut into optimizer steps."""
+    optimizer, tasks = settings.optimizer, settings.rollout.tasks_per_update
+    if isinstance(recipe, SelfTaughtRecipe) and (optimizer.epochs, optimizer.mini_batches) != (1, 1):
+        raise ConfigError(
+            f"Recipe {recipe.name!r} fits the model in {recipe.steps} steps of {recipe.batch} trajectories and more "
+            f"later, whatever optimizer.epochs={optimizer.epochs} and optimizer.mini_batches={optimizer.mini_batches} "
+            "say. Leave both out, or use a recipe with other steps."
+        )
+    if _needs_prompts(recipe) and tasks // optimizer.mini_batches < 2:
+        raise ConfigError(
+            f"Recipe {recipe.name!r} estimates its reference point from completions of other tasks, so each mini-batch "
+            f"needs at least two tasks; got rollout.tasks_per_update={tasks} in "
+            f"optimizer.mini_batches={optimizer.mini_batches}. Raise the first or lower the second."
+        )
+
+
+def _needs_prompts(recipe: Algorithm) -> bool:
+    """Whether tasks are compared with each other, for KTO's reference point."""
+    return isinstance(recipe, PreferenceRecipe) and recipe.loss.needs_reference_point
 
 
 def _check_data(recipe: Algorithm, settings: TrainSettings) -> None:
     assert settings.data is not None, "only called with data"
+    path = str(settings.data.path)
     if not recipe.learns_from_files:
         raise ConfigError(
-            f"data.path={str(settings.data.path)!r} was given, but recipe {recipe.name!r} learns from fresh episodes "
-            "only. Leave out the section data, or use a recipe for recorded examples, such as dpo or sft."
+            f"data.path={path!r} was given, but recipe {recipe.name!r} learns from fresh episodes only: recorded "
+            "examples have no branches, no rewards, and no log-probabilities of the policy that wrote them. Leave out "
+            "the section data, or use a recipe for recorded examples, such as dpo or sft."
         )
     if settings.group != GroupSettings():
         raise ConfigError(
-            "Settings of the section group say how episodes are sampled, but with data.path none are. Leave out one of "
-            "the sections group and data."
+            f"Settings of the section group say how episodes are sampled, but with data.path={path!r} none are. Leave "
+            "out one of the sections group and data."
+        )
+    if settings.extras.replay is not None:
+        raise ConfigError(
+            f"extras.replay trains again on the policy's own episodes, but with data.path={path!r} it plays none. "
+            "Leave out one of the two; a file is read as often as the updates need it."
         )
     if settings.rollout.temperature != 1.0:
         raise ConfigError(
             f"Recorded examples were not sampled at rollout.temperature={settings.rollout.temperature}, and would get "
             "the log-probabilities of another policy than the one that wrote them. Leave it at 1 with data.path."
         )
-    read_examples(settings.data.path, settings.data.split, recipe.row_kinds)
+    _check_examples(recipe, read_examples(settings.data.path, settings.data.split, recipe.row_kinds), path)
 
 
-def _check_groups(recipe: Algorithm, plan: GroupPlan) -> None:
+def _check_examples(recipe: Algorithm, examples: Sequence[Example], path: str) -> None:
+    """Whether there is something to learn in rows that are right one by one."""
+    completions = [completion for example in examples for completion in example.completions]
+    if isinstance(recipe, ImitationRecipe) and not any(completion.good for completion in completions):
+        raise ConfigError(
+            f"Recipe {recipe.name!r} imitates what was good, but all {len(examples)} rows of {path} have the label "
+            "false. Give it good ones, or use kto, which also learns from what was not."
+        )
+    if _needs_prompts(recipe) and all(example.prompt == examples[0].prompt for example in examples):
+        raise ConfigError(
+            f"Recipe {recipe.name!r} estimates its reference point from completions of other prompts, but all "
+            f"{len(examples)} rows of {path} have the same. Give rows with several prompts, or pairs and dpo."
+        )
+
+
+def _check_groups(recipe: Algorithm, plan: GroupPlan, settings: TrainSettings) -> None:
+    if isinstance(recipe, ImitationRecipe) and settings.group != GroupSettings():
+        raise ConfigError(
+            f"Settings of the section group say how the policy samples episodes, but recipe {recipe.name!r} has the "
+            "environment's oracle play one per task. Leave the section out."
+        )
     if plan.size < recipe.min_group_size:
         file = " or give data.path, a file of recorded examples," if recipe.learns_from_files else ""
         raise ConfigError(
@@ -85,38 +141,38 @@ def _check_groups(recipe: Algorithm, plan: GroupPlan) -> None:
 
 def _check_environment(recipe: Algorithm, make_env: Callable[[], gymnasium.Env[str, str]]) -> None:
     """Whether the environment gives what the recipe takes from it."""
-    rationalises = isinstance(recipe, SelfTaughtRecipe) and recipe.hint is not None
-    if not (recipe.needs_states or rationalises or isinstance(recipe, ImitationRecipe)):
+    hints = isinstance(recipe, SelfTaughtRecipe) and recipe.hint is not None
+    if not (recipe.needs_states or hints or _needs_prompts(recipe) or isinstance(recipe, ImitationRecipe)):
         return
     env = make_env()
     try:
         inner = env.unwrapped
-        known = isinstance(inner, ToolEnv)
+        tool_env = inner if isinstance(inner, ToolEnv) else None
         name = type(inner).__name__
-        if recipe.needs_states and not (isinstance(inner, ToolEnv) and inner.gives_state_keys):
+        if recipe.needs_states and not (tool_env and tool_env.gives_state_keys):
             raise ConfigError(
                 f"Recipe {recipe.name!r} compares turns taken in the same state, but {name} does not name its states. "
                 "Override ToolEnv.state_key, or use a recipe that needs no state keys, such as grpo."
             )
-        if isinstance(recipe, ImitationRecipe) and not (known and type(inner).oracle is not ToolEnv.oracle):
+        if isinstance(recipe, ImitationRecipe) and not (tool_env and type(tool_env).oracle is not ToolEnv.oracle):
             raise ConfigError(
                 f"Recipe {recipe.name!r} imitates demonstrations, but data.path was not given and {name} defines no "
                 "oracle. Give data.path, or override ToolEnv.oracle."
             )
-        if rationalises and not known:
+        if hints and not (tool_env and _has_answers(tool_env)):
             raise ConfigError(
-                f"Recipe {recipe.name!r} hints at the answers of tasks, and {name} is no ToolEnv whose tasks have any. "
-                "Use a ToolEnv, or a recipe with hint=None."
+                f"Recipe {recipe.name!r} hints at the answers of tasks, but {name} names none. Give its tasks an "
+                "answer (agentrl.tasks.Task), or use a recipe with hint=None."
+            )
+        if _needs_prompts(recipe) and tool_env and len(tool_env.task_set()) < 2:
+            raise ConfigError(
+                f"Recipe {recipe.name!r} estimates its reference point from completions of other tasks, but {name} has "
+                "one task only. Give it more tasks, or use dpo."
             )
     finally:
         env.close()
 
 
-def _check_mini_batches(recipe: Algorithm, settings: TrainSettings) -> None:
-    tasks, parts = settings.rollout.tasks_per_update, settings.optimizer.mini_batches
-    if tasks // parts < 2:
-        raise ConfigError(
-            f"Recipe {recipe.name!r} estimates its reference point from completions of other tasks, so each mini-batch "
-            f"needs at least two tasks; got rollout.tasks_per_update={tasks} in optimizer.mini_batches={parts}. Raise "
-            "the first or lower the second."
-        )
+def _has_answers(env: ToolEnv) -> bool:
+    """Whether some task can be hinted at."""
+    return any(answer_text(task.answer) is not None for task in env.task_set())

@@ -72,6 +72,7 @@ class Critic:
 
     def _loss(self, part: Part, recipe: Recipe) -> tuple[Tensor, Metrics]:
         columns = part.columns
+        assert recipe.value_loss is not None, "a recipe with a critic has one"
         assert columns.values is not None, "computed before the update"
         assert columns.value_targets is not None, "computed before the update"
         mask = loss_mask(recipe, part.batch)

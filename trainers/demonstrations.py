@@ -16,7 +16,7 @@ from agentrl.rollout.demonstration import demonstrate
 from agentrl.seeding import derive
 from agentrl.trainers.imitation import SelfTaughtRecipe, solutions
 from agentrl.trainers.rollouts import Harvest, OrderedSource, TaskOrder, require_valid, rollout_metrics
-from agentrl.trajectory import Leaf, Tree
+from agentrl.trajectory import Leaf, Segment, Tree
 
 
 class OracleEpisodes(OrderedSource):
@@ -70,7 +70,7 @@ class SelfTaughtRollouts(OrderedSource):
     """Plays tasks, plays those again with a hint that no episode solved, and keeps what was right.
 
     What is kept of an episode with a hint is the episode without it: no tree ever holds a hint (`Collector.collect`),
-    and an episode that quotes it is thrown away.
+    and an episode in which the agent speaks of it is thrown away.
 
     Args:
         collector: Policy, environment, limits.
@@ -154,15 +154,23 @@ class SelfTaughtRollouts(OrderedSource):
         chosen: list[Leaf] = []
         for leaf in good.leaves:
             ids = tuple(good.token_ids(leaf.segment))
-            if ids not in known and len(known) < self._recipe.max_per_task and not self._quotes(good, leaf, hint):
+            if ids in known or len(known) >= self._recipe.max_per_task:
+                continue
+            if hint is None or not self._gives_away(good, leaf, hint):
                 known.add(ids)
                 chosen.append(leaf)
         return replace(good, leaves=chosen) if chosen else None
 
-    def _quotes(self, tree: Tree, leaf: Leaf, hint: str | None) -> bool:
-        """Whether the agent says the hint, which would show in what is imitated."""
-        turns = [segment.token_ids for segment in tree.path(leaf.segment) if segment.origin == "assistant"]
-        return hint is not None and any(hint in self._chat.turn_text(turn) for turn in turns)
+    def _gives_away(self, tree: Tree, leaf: Leaf, hint: str) -> bool:
+        """Whether the agent says that there was a hint, which would show in what is imitated."""
+        path = tree.path(leaf.segment)
+        asked = self._text(path[0])
+        said = "\n".join(self._text(segment) for segment in path if segment.origin == "assistant")
+        phrases = [phrase.casefold() for phrase in (hint, *self._recipe.giveaways)]
+        return any(phrase in said and phrase not in asked for phrase in phrases)
+
+    def _text(self, segment: Segment) -> str:
+        return self._chat.turn_text(segment.token_ids).casefold()
 
 
 def answers_in(make_env: Callable[[], gymnasium.Env[str, str]]) -> Callable[[int], str | None]:

@@ -128,20 +128,19 @@ def _conversations(columns: Mapping[str, Any]) -> tuple[RowKind, Conversation, t
             return RowKind.PAIR, prompt, (Completion(messages=good, good=True), Completion(messages=bad, good=False))
         case {"prompt": opening, "completion": said}:
             prompt = _prompt(opening)
-            completion = _after(prompt, _messages(said, "completion", msg.assistant), "completion")
-            if "label" not in columns:
-                return RowKind.DEMONSTRATION, prompt, (Completion(messages=completion, good=True),)
-            label = columns["label"]
+            answer = _after(prompt, _messages(said, "completion", msg.assistant), "completion")
+            kind = RowKind.LABELLED if "label" in columns else RowKind.DEMONSTRATION
+            label = columns.get("label", True)
             if not isinstance(label, bool) and label not in (0, 1):
                 raise DataError(f"column 'label' must be true or false, got {_short(label)}")
-            return RowKind.LABELLED, prompt, (Completion(messages=completion, good=bool(label)),)
+            return kind, prompt, (Completion(messages=answer, good=bool(label)),)
         case {"messages": said}:
             whole = _messages(said, "messages", None)
             turns = [i for i, message in enumerate(whole) if message["role"] == "assistant"]
             if not turns or not turns[0]:
                 raise DataError("column 'messages' must hold a request and then something that the assistant says")
-            completion = Completion(messages=whole[turns[0] :], good=True)
-            return RowKind.DEMONSTRATION, whole[: turns[0]], (completion,)
+            demonstrated = Completion(messages=whole[turns[0] :], good=True)
+            return RowKind.DEMONSTRATION, whole[: turns[0]], (demonstrated,)
     found = ", ".join(map(repr, columns)) or "none"
     expected = "'prompt', 'chosen' and 'rejected', 'prompt', 'completion' and perhaps 'label', or 'messages'"
     raise DataError(f"expected the columns {expected}; those with a value are {found}")

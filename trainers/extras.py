@@ -25,10 +25,13 @@ def with_extras(recipe: Algorithm, extras: ExtraSettings) -> Algorithm:
     if not given:
         return recipe
     if not isinstance(recipe, Recipe):
-        raise ConfigError(
-            f"extras.{given[0]} acts on importance ratios and token losses, and recipe {recipe.name!r} has none. Leave "
-            "it out, or use an on-policy recipe."
-        )
+        wrong = [name for name in given if name != "replay" or not recipe.allows_replay]
+        if wrong:
+            raise ConfigError(
+                f"extras.{wrong[0]} acts on the policy's own episodes, their importance ratios and token losses, and "
+                f"recipe {recipe.name!r} learns without. Leave it out, or use an on-policy recipe."
+            )
+        return recipe
     if extras.replay is not None and not recipe.allows_replay:
         raise ConfigError(
             f"extras.replay trains on episodes of an earlier policy, but recipe {recipe.name!r} has no ratio to "

@@ -30,9 +30,9 @@ class ImitationRecipe(Algorithm):
         return frozenset(RowKind)
 
     @property
-    def allows_replay(self) -> bool:
-        """A demonstration stays one."""
-        return True
+    def needs(self) -> tuple[str, ...]:
+        """What it takes beside the policy and its episodes."""
+        return (*super(ImitationRecipe, self).needs, "demonstrations")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +45,8 @@ class SelfTaughtRecipe(Algorithm):
 
     hint: str | None = "Hint: the answer is {answer}."
     """Told to the policy, and to nobody else, where it failed; {answer} is the task's. None: no second attempt."""
+    giveaways: tuple[str, ...] = ("hint", "given answer", "answer is given", "answer was given")
+    """By these words an agent shows that it was told. Such a solution is not imitated, unless the task has them too."""
     max_per_task: int = 4
     """Different solutions of one task that are imitated; without a bound the easy tasks would dominate."""
     steps: int = 40
@@ -64,6 +66,12 @@ class SelfTaughtRecipe(Algorithm):
                 raise ConfigError(f"{name} must be at least 1 and finite, got {getattr(self, name)}.")
         if self.max_steps < self.steps:
             raise ConfigError(f"max_steps must be at least steps={self.steps}, got {self.max_steps}.")
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it takes beside the policy and its episodes."""
+        told = () if self.hint is None else ("answers", "extra samples")
+        return (*super(SelfTaughtRecipe, self).needs, *told)
 
     def steps_of(self, number: int) -> int:
         """Optimizer steps of update `number`, from 0.

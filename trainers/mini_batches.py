@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +31,8 @@ class Columns:
     def cut(self, rows: Tensor, width: int) -> "Columns":
         """Some rows, and the first columns."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Columns(**{name: None if c is None else c[rows, :width] for name, c in columns.items()})
+        cut: dict[str, Any] = {name: None if c is None else c[rows, :width] for name, c in columns.items()}
+        return Columns(**cut)
 
 
 @dataclass(frozen=True, slots=True)

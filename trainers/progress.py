@@ -10,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 _PLAIN_EVERY_S = 10.0
 _SHOWN = {
+    "loss": "loss {:.3f}",
     "success": "success {:.2f}",
     "reward": "reward {:.2f}",
     "entropy": "entropy {:.3f}",
@@ -28,8 +29,13 @@ def summary_line(update: int, total: int, metrics: Mapping[str, float]) -> str:
     """The numbers people watch, in one line: those of them that the algorithm has."""
     shown = dict(metrics)
     if "success" in metrics:
-        shown["kl"] = metrics.get("kl_reference", metrics.get("kl_old", 0.0))
-        shown["clipped"] = metrics.get("clip_fraction_low", 0.0) + metrics.get("clip_fraction_high", 0.0)
+        shown.pop("loss", None)  # where the policy plays, the loss says little
+    for name in ("kl_old", "kl_reference"):  # the latter, if there are both
+        if name in metrics:
+            shown["kl"] = metrics[name]
+    clipped = [metrics[name] for name in ("clip_fraction_low", "clip_fraction_high") if name in metrics]
+    if clipped:
+        shown["clipped"] = sum(clipped)
     parts = [text.format(shown[name]) for name, text in _SHOWN.items() if name in shown]
     return "  ".join([f"update {update}/{total}", *parts])
 

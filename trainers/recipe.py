@@ -14,11 +14,12 @@ A recipe of your own changes what it wants to change::
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 from agentrl.errors import ConfigError
 from agentrl.registry import Registry
+from agentrl.rollout.plan import BranchRule
 from agentrl.trainers.aggregation import Aggregation
 from agentrl.trainers.algorithm import Algorithm
 from agentrl.trainers.feedback import Advantage
@@ -58,8 +59,8 @@ class Recipe(Algorithm):
     """Whether trajectories that a limit cut short leave the loss (they stay in the statistics of their group)."""
     token_weights: tuple[TokenWeight, ...] = ()
     """Factors on the losses of single tokens, beside the aggregation's."""
-    value_loss: ValueLoss = field(default_factory=ValueLoss)
-    """How the critic is fitted, where the advantage needs one."""
+    value_loss: ValueLoss | None = None
+    """How the critic is fitted; needed if the advantage needs one."""
     trust_region: TrustRegion | None = None
     """One step of bounded KL per update instead of Adam's."""
 
@@ -68,6 +69,16 @@ class Recipe(Algorithm):
             raise ConfigError(
                 f"Recipe {self.name!r} compares trajectories of one task and needs groups of at least "
                 f"{self.min_group_size}, got sampling.size={self.sampling.size}."
+            )
+        if self.reward is not None and self.reward.needs_branches and self.sampling.rule is BranchRule.NONE:
+            raise ConfigError(
+                f"Recipe {self.name!r} reads off branches what a turn was worth ({type(self.reward).__name__}), but "
+                "its branch rule is 'none'. Choose another, such as paper, or use prm_monte_carlo or prm_model."
+            )
+        if self.needs_critic and self.value_loss is None:
+            raise ConfigError(
+                f"Recipe {self.name!r} has an advantage with a critic, {type(self.advantage).__name__}, and nothing "
+                "that fits the critic. Give it value_loss=ValueLoss()."
             )
         if self.trust_region is not None and self.surrogate.needs_fit:
             raise ConfigError(
@@ -106,6 +117,16 @@ class Recipe(Algorithm):
         return self.advantage.needs_states
 
     @property
+    def needs_forks(self) -> bool:
+        """Whether half-finished episodes are copied, for branches or for completions that tell what turns are worth."""
+        return super(Recipe, self).needs_forks or self.needs_completions
+
+    @property
+    def needs_completions(self) -> bool:
+        """Whether episodes are played on from each of their turns."""
+        return self.reward is not None and self.reward.needs_completions
+
+    @property
     def needs_old_logprobs(self) -> bool:
         """Whether the trainer computes log-probabilities of its own before the update."""
         return self.trust_region is not None or any(weight.needs_old_logprobs for weight in self.token_weights)
@@ -113,7 +134,8 @@ class Recipe(Algorithm):
     @property
     def min_group_size(self) -> int:
         """Trajectories of a task that its parts have to see at once."""
-        return max(self.advantage.min_group_size, 1 if self.group_filter is None else 2)
+        by_rewards = 1 if self.reward is None else self.reward.min_group_size
+        return max(self.advantage.min_group_size, by_rewards, 1 if self.group_filter is None else 2)
 
     @property
     def allows_replay(self) -> bool:
@@ -123,7 +145,8 @@ class Recipe(Algorithm):
     @property
     def needs(self) -> tuple[str, ...]:
         """What it takes beside the policy and its episodes."""
-        return (*super(Recipe, self).needs, *(["reward model"] if self.reward is not None else []))
+        extra = {"reward model": self.reward is not None, "completions": self.needs_completions}
+        return (*super(Recipe, self).needs, *(name for name, needed in extra.items() if needed))
 
 
 RECIPES: Registry[Algorithm] = Registry("recipe")

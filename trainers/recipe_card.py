@@ -39,5 +39,12 @@ def parts_of(algorithm: Algorithm) -> dict[str, str]:
     }
 
 
+def card_of(algorithm: Algorithm) -> list[str]:
+    """An algorithm as `agentrl algorithms NAME` and the pages in `docs/algorithms/` show it, line by line."""
+    parts = {"needs": ", ".join(algorithm.needs) or "nothing beside the policy", **parts_of(algorithm)}
+    width = max(map(len, parts))
+    return [f"{algorithm.name}: {algorithm.idea}", *(f"  {field:<{width}}  {part}" for field, part in parts.items())]
+
+
 def _is_empty(value: Any) -> bool:
     return value is None or value is False or value == ()

@@ -1,7 +1,9 @@
 """Episodes from a file instead of from the policy: the same trees, so that the same learners take them."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Self
 
 import gymnasium
@@ -145,6 +147,7 @@ def _add_completion(tree: Tree, chat: ChatFormat, completion: Completion) -> Lea
         float(completion.good),
         completion.good,
         num_turns=len(turns),
+        tool_calls=dict(Counter(m.get("name", "tool") for m in completion.messages if m["role"] == "tool")),
         root=len(tree.leaves),
     )
 
@@ -152,5 +155,5 @@ def _add_completion(tree: Tree, chat: ChatFormat, completion: Completion) -> Lea
 def _turns(messages: Conversation) -> Iterator[tuple[Message, Conversation]]:
     """Every turn of the assistant with what was answered to it; the first message is the assistant's."""
     starts = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    for start, end in zip(starts, [*starts[1:], len(messages)], strict=True):
+    for start, end in pairwise([*starts, len(messages)]):
         yield messages[start], messages[start + 1 : end]

@@ -116,7 +116,7 @@ class TreeNormalized(GroupRelative):
     def __call__(self, feedback: Feedback) -> Tensor:
         """[B, L] from the returns."""
         batch, returns = feedback.batch, feedback.returns
-        trees = torch.stack([batch.group, batch.root], dim=1).unique(dim=0, return_inverse=True)[1]
+        trees = torch.unique(torch.stack([batch.group, batch.root], dim=1), dim=0, return_inverse=True)[1]
         scores = group_normalized(returns, trees, eps=self.eps)
         if self.inter:
             scores = scores + group_normalized(returns, batch.group, eps=self.eps)

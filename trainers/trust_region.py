@@ -162,6 +162,6 @@ def _flat(tensors: Iterable[Tensor]) -> Tensor:
 @torch.no_grad()
 def _move(parameters: Sequence[Tensor], start: Sequence[Tensor], step: Tensor | None) -> None:
     """Sets the parameters to start + step, or to the very bits of `start`."""
-    pieces = [None] * len(start) if step is None else step.split([origin.numel() for origin in start])
+    pieces = [None] * len(start) if step is None else torch.split(step, [origin.numel() for origin in start])
     for parameter, origin, piece in zip(parameters, start, pieces, strict=True):
         parameter.copy_(origin if piece is None else origin + piece.view_as(origin))

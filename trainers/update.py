@@ -52,9 +52,8 @@ class Updater(OnPolicyLearner):
     def _fitted(self, parts: list[Part], seed: int) -> Recipe:
         """The recipe with its surrogate fitted to a whole mini-batch, which costs one more forward pass."""
         batch = lay_out_paths([tree for part in parts for tree in part.trees]).to(self.parameters[0].device)
-        order = torch.cat(
-            [part.rows for part in parts]
-        ).argsort()  # micro-batches need not follow the mini-batch's order
+        # Micro-batches need not follow the order of the mini-batch.
+        order = torch.cat([part.rows for part in parts]).argsort()
 
         def joined(columns: list[Tensor]) -> Tensor:
             width = batch.mask.shape[1]

@@ -86,16 +86,17 @@ def print_algorithm(name: str) -> None:
         UnknownNameError: There is no such recipe.
     """
     from agentrl.trainers.recipe import DESCRIPTIONS
-    from agentrl.trainers.recipe_card import parts_of
+    from agentrl.trainers.recipe_card import card_of
     from agentrl.trainers.recipes import find_recipe
 
     algorithm = find_recipe(name)
-    parts = {"needs": ", ".join(algorithm.needs) or "nothing beside the policy", **parts_of(algorithm)}
-    width = max(map(len, parts))
-    lines = [f"{algorithm.name} (arXiv:{algorithm.paper}): {algorithm.idea}", ""]
-    lines += [f"  {field:<{width}}  {part}" for field, part in parts.items()]
-    lines += ["", DESCRIPTIONS[algorithm.name], "", f"agentrl train CONFIG recipe={name}"]
-    Console().file.writelines(f"{line}\n" for line in lines)
+    more = [
+        DESCRIPTIONS[algorithm.name],
+        "",
+        f"https://arxiv.org/abs/{algorithm.paper}",
+        f"agentrl train CONFIG recipe={name}",
+    ]
+    Console().file.writelines(f"{line}\n" for line in [*card_of(algorithm), "", *more])
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> Iterator[str]:

@@ -20,7 +20,7 @@ from agentrl.trainers import RECIPES
 def test_algorithms_are_the_recipes() -> None:
     listing = list_algorithms()
     assert [row[0] for row in listing.rows] == sorted(RECIPES)
-    assert ("arpo", "arXiv:2507.19849", "-", RECIPES["arpo"].idea) in listing.rows
+    assert ("arpo", "arXiv:2507.19849", "environment that forks", RECIPES["arpo"].idea) in listing.rows
     assert ("remax", "arXiv:2310.10505", "reference, greedy episode", RECIPES["remax"].idea) in listing.rows
 
 

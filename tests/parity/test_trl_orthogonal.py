@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from parity_cases import TOLERANCE, agentrl_step, assert_same, make_episodes
+from comparison import assert_same
+from parity_cases import agentrl_step, make_episodes
 from trl_harness import trl_grpo
 
 from agentrl.trainers.levels import CorrectionAction, CorrectionLevel
@@ -83,13 +84,17 @@ def test_trl_leaves_the_kl_penalty_unweighted(model_dir: Path) -> None:
     episodes = make_episodes(3)
     mask = episodes.mask
     bound = torch.quantile(episodes.entropies[mask], 0.8)
-    d = (episodes.new - episodes.ref).where(mask & (episodes.entropies < bound), 0.0)
+    new = episodes.new.clone().requires_grad_()
+    d = (new - episodes.ref).where(mask & (episodes.entropies < bound), 0.0)
     dropped = 0.04 * ((-d).exp() - 1 + d).sum() / mask.sum()  # k3 of the other tokens; 0 where d is
+    dropped.backward()  # type: ignore[no-untyped-call]
+    assert new.grad is not None
 
     recipe = replace(DEFAULT, kl=grpo().kl, token_weights=(TopEntropy(0.2),))
     theirs = trl_grpo(model_dir, episodes, top_entropy_quantile=0.2, beta=0.04, use_bias_correction_kl=False)
+    ours = agentrl_step(recipe, episodes)
 
-    torch.testing.assert_close(agentrl_step(recipe, episodes).loss + dropped, theirs.loss, atol=TOLERANCE, rtol=0)
+    assert_same(replace(ours, loss=ours.loss + dropped.detach(), grad=ours.grad + new.grad), theirs)
     assert dropped > 1e-4
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from comparison import Result, assert_same
 from torch import Tensor
-from trl_preferences import Answers, Pairs, Result, assert_same, make_answers, make_pairs, trl_dpo, trl_kto, trl_orpo
+from trl_preferences import Answers, Pairs, make_answers, make_pairs, trl_dpo, trl_kto, trl_orpo
 
 from agentrl.trainers.preference.losses import path_sum, reference_point
 from agentrl.trainers.preference.parts import DPO, KTO, Examples, PathScores, PreferenceLoss

@@ -15,11 +15,16 @@ from typing import Any
 
 import pytest
 import torch
-from parity_cases import SIZE, Episodes, Step
+from comparison import Result
+from parity_cases import SIZE, Episodes
 from torch import Tensor
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # ORPO and GMPO live in trl.experimental
-trl = pytest.importorskip("trl", minversion="1.16", reason="comparison with TRL; to run it: pip install 'trl==1.16.0'")
+trl = pytest.importorskip(
+    "trl",
+    minversion="1.16",
+    reason="compares with TRL 1.16, which is not installed: pip install --group dev --constraint constraints.txt",
+)
 
 from datasets import Dataset as Dataset  # noqa: E402
 from trl.experimental.gmpo import GMPOConfig as GMPOConfig  # noqa: E402
@@ -95,7 +100,7 @@ def trl_grpo(
     trainer: type[Any] | None = None,
     config: type[Any] | None = None,
     **settings: Any,
-) -> Step:
+) -> Result:
     """What TRL's GRPOTrainer makes of the episodes.
 
     Args:
@@ -118,7 +123,7 @@ def trl_grpo(
     return _run(built, episodes, micro_batches)
 
 
-def trl_rloo(model_dir: Path, episodes: Episodes, **settings: Any) -> Step:
+def trl_rloo(model_dir: Path, episodes: Episodes, **settings: Any) -> Result:
     """What TRL's RLOOTrainer makes of the episodes; it knows no tool results."""
     built = build(trl.RLOOTrainer, trl.RLOOConfig, model_dir, episodes, 1, (), settings)
     prompts = [[10, 11]] * len(episodes.token_ids)
@@ -143,7 +148,7 @@ class _Scores:
         return logprobs[self.rows], self.episodes.entropies[self.rows], None
 
 
-def _run(built: Any, episodes: Episodes, micro_batches: int) -> Step:
+def _run(built: Any, episodes: Episodes, micro_batches: int) -> Result:
     all_rows = torch.arange(len(episodes.token_ids))
     scores = _Scores(episodes, reference=built.ref_model or "none", rows=all_rows)
     built._get_per_token_logps_and_entropies = scores
@@ -157,4 +162,4 @@ def _run(built: Any, episodes: Episodes, micro_batches: int) -> Step:
             total = total + loss.detach()
     assert scores.new.grad is not None
     advantages = generated["advantages"].unsqueeze(1) * episodes.mask
-    return Step(advantages=advantages, loss=total, grad=scores.new.grad)
+    return Result(advantages=advantages, loss=total, grad=scores.new.grad)

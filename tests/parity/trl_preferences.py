@@ -12,6 +12,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from comparison import Result
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl_harness import Dataset, ORPOConfig, ORPOTrainer, common_settings, double_by_default, trl
@@ -78,23 +79,8 @@ class _Table(torch.nn.Module):
         return SimpleNamespace(log_probs=logprobs, entropy=idle, mean_logits=idle, is_top1=idle.bool())
 
 
-@dataclass(frozen=True)
-class Result:
-    loss: Tensor
-    grad: Tensor
-    """By token id."""
-
-
-def assert_same(ours: Result, theirs: Result, *, tolerance: float = 1e-6) -> None:
-    """Loss and gradient agree, and the gradient is one."""
-    assert theirs.grad.abs().max() > 1e-4, "this case exercises nothing"
-    for name in ("loss", "grad"):
-        difference = (getattr(ours, name) - getattr(theirs, name)).abs().max().item()
-        assert difference <= tolerance, f"{name} differs: {difference:.3g}"
-
-
 def trl_dpo(model_dir: Path, answers: Answers, **settings: Any) -> Result:
-    """DPOTrainer's loss of pairs."""
+    """DPOTrainer's loss of pairs, with the gradient by token id."""
     rows = [{"prompt": "a", "chosen": "b", "rejected": "c"}]
     trainer = trl.DPOTrainer(
         model=str(model_dir),
@@ -105,7 +91,7 @@ def trl_dpo(model_dir: Path, answers: Answers, **settings: Any) -> Result:
 
 
 def trl_kto(model_dir: Path, answers: Answers, mismatched: Answers, labels: list[bool], **settings: Any) -> Result:
-    """KTOTrainer's loss of labelled answers.
+    """KTOTrainer's loss of labelled answers, with the gradient by token id.
 
     Args:
         model_dir: Where the model lies that TRL loads and never runs.

@@ -148,10 +148,10 @@ def test_a_file_of_rows(tmp_path: Path) -> None:
 
 def test_parquet_fills_up_with_nulls(tmp_path: Path) -> None:
     """Arrow gives every message the keys of all."""
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     rows = [{"prompt": [QUESTION], "chosen": [CALL, RESULT, RIGHT], "rejected": [WRONG]}]
     path = tmp_path / "a.parquet"
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     (example,) = read_examples(path, "train", set(RowKind))
     assert example.completions[0].messages[0] == assistant(CALL_TEXT)
     assert example.completions == read_example(rows[0], "").completions
@@ -164,7 +164,7 @@ def test_splits_of_a_folder(tmp_path: Path) -> None:
     for name in parts:
         (example,) = read_examples(tmp_path / "data", name, set(RowKind))
         assert example.completions[0].messages == (assistant(name),)
-    with pytest.raises(ConfigError, match="has no split 'test'. Known: extra, train"):
+    with pytest.raises(ConfigError, match=r"has no split 'test'\. Known: extra, train"):
         read_examples(tmp_path / "data", "test", set(RowKind))
 
 

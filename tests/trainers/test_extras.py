@@ -59,7 +59,10 @@ def test_extras_come_from_the_settings_of_a_run() -> None:
         ("dapo", {"two_sided_clip": 1.2}, r"above the clip of recipe 'dapo', 1 \+ 0.28, got 1.2"),
         ("grpo", {"top_entropy": 1.5}, "in \\(0, 1\\], got 1.5"),
         ("grpo", {"correction": {"low": 1.5}}, "0 <= low <= 1 <= high, got low=1.5"),
-        ("dpo", {"top_entropy": 0.2}, r"extras\.top_entropy acts on importance ratios .* 'dpo' has none"),
+        ("dpo", {"top_entropy": 0.2}, r"extras\.top_entropy acts on .* importance ratios .* 'dpo' learns without"),
+        ("dpo", {"replay": {}, "two_sided_clip": 3.0}, r"extras\.two_sided_clip .* 'dpo' learns without"),
+        ("sft", {"replay": {}}, r"extras\.replay .* 'sft' learns without"),
+        ("star", {"replay": {}}, r"extras\.replay .* 'star' learns without"),
     ],
 )
 def test_what_does_not_fit_is_refused(recipe: str, given: dict[str, object], message: str) -> None:
@@ -67,6 +70,6 @@ def test_what_does_not_fit_is_refused(recipe: str, given: dict[str, object], mes
         with_extras(RECIPES[recipe], extras(**given))
 
 
-@pytest.mark.parametrize("recipe", ["grpo", "bapo", "gspo", "arpo"])
-def test_recipes_with_a_ratio_allow_replay(recipe: str) -> None:
+@pytest.mark.parametrize("recipe", ["grpo", "bapo", "gspo", "arpo", "dpo", "kto", "dpo_siblings"])
+def test_recipes_with_a_ratio_or_preferences_allow_replay(recipe: str) -> None:
     assert with_extras(RECIPES[recipe], extras(replay={"groups": 2})) == RECIPES[recipe]

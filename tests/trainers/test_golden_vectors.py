@@ -140,7 +140,7 @@ def test_sapo_table(ratio: float, positive: float, negative: float) -> None:
 
 
 def test_sequence_ratios() -> None:
-    """Of .1, -.05, .02: e^(.07 / 3), e^.07, and (1.105171 + .951229 + 1.020201) / 3; the tool's token does not count."""
+    """Of .1, -.05, .02: e^(.07 / 3), e^.07, and (1.105171 + .951229 + 1.020201) / 3; the tool's token is out."""
     log_ratio = torch.tensor([[0.1, math.nan, -0.05, 0.02]], dtype=F64)
     mask = torch.tensor([[True, False, True, True]])
     for level, expected in ((sequence_level, 1.023608), (product_level, 1.072508), (mean_level, 1.025534)):

@@ -15,7 +15,7 @@ from agentrl.trainers.multi_reward import NormalizeThenSum, PartWeights, with_co
 from agentrl.trainers.objective import compute_advantages
 from agentrl.trainers.recipes import RECIPES
 from agentrl.trainers.recipes.grpo import grpo
-from agentrl.trainers.reward_models.step_values import BranchValues
+from agentrl.trainers.reward_models.step_values import MonteCarloValues
 from agentrl.trainers.settings import EnvSettings, RewardSettings
 
 ROOT = 1 / math.sqrt(2)
@@ -131,6 +131,6 @@ class TestSettings:
 
     @pytest.mark.parametrize("rewards", [{"combine": "normalize_then_sum"}, {"weights": {"answer": 2.0}}])
     def test_a_recipe_that_does_not_learn_from_the_parts(self, rewards: dict[str, Any]) -> None:
-        recipe = replace(grpo(), reward=BranchValues())
+        recipe = replace(grpo(), reward=MonteCarloValues())
         with pytest.raises(ConfigError, match="recipe 'grpo' does not learn from that"):
             with_combined_rewards(recipe, RewardSettings(**rewards))

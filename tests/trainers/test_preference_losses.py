@@ -78,6 +78,15 @@ def test_values_by_hand(
     assert single(loss, chosen, rejected, point) == pytest.approx(expected, abs=6e-7)
 
 
+def test_no_number_among_the_sampled_tokens_is_not_hidden() -> None:
+    """Outside the mask NaN does not matter; inside it is an error, which the sum has to show."""
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    values = torch.tensor([[-1.0, math.nan, math.nan], [-1.0, math.inf, math.nan]], dtype=F64)
+    first, second = path_sum(values, mask).tolist()
+    assert math.isnan(first)
+    assert second == -1.0
+
+
 def test_log_odds_by_hand() -> None:
     """ln(.606531 / .393469) = .432752, ln(.367879 / .632121) = -.541325; near 1 the odds are 1 / -log P."""
     given = log_odds(torch.tensor([-0.5, -1.0, -1e-5, -40.0], dtype=F64)).tolist()
@@ -186,6 +195,7 @@ def prefer(seed: int) -> Preferred:
     case = make_case(seed)
     full = [i for i, path in enumerate(case.paths) if path]
     pairs = [(a, b) for a, b in (rng.sample(full, 2) for _ in range(5))]
+    pairs.append((full[0], full[0]))  # a tie: no gap, and no gradient but imitation's
     mismatched = [[rng.randrange(len(case.new)) for _ in range(rng.randint(1, 9))] for _ in range(4)]
     return Preferred(case, pairs, [rng.random() < 0.5 for _ in case.paths], mismatched)
 

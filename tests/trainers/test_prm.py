@@ -14,10 +14,12 @@ from hypothesis import strategies as st
 
 from agentrl.errors import ConfigError
 from agentrl.rollout.continuation import Prefix
+from agentrl.rollout.plan import GroupPlan
 from agentrl.trainers import compute_advantages, lay_out_paths
 from agentrl.trainers.recipes import RECIPES
 from agentrl.trainers.recipes.grpo import grpo
-from agentrl.trainers.reward_models.step_model import StepModel
+from agentrl.trainers.recipes.reinforce import reinforce
+from agentrl.trainers.reward_models.step_model import StepModel, _passages
 from agentrl.trainers.reward_models.step_values import BranchValues, MonteCarloValues
 from agentrl.trainers.reward_models.steps import (
     branch_values,
@@ -89,6 +91,11 @@ class TestBranchValues:
         assert values == {0: 0.5, 1: 0.5, 3: 1.0, 4: 0.0, 5: 0.5, 7: 0.5, 9: 0.5}
         assert branch_values(hand_made(), success_of) == {0: 1 / 3, 1: 0.5, 3: 1.0, 4: 0.0, 5: 0.0, 7: 0.0, 9: 0.0}
 
+    def test_labels_are_shares_of_solved_leaves_also_of_one(self) -> None:
+        """D's return of .5 is no success."""
+        (labels,) = BranchValues().labels([hand_made()], no_completion, seed=0)
+        assert labels == {0: 1 / 3, 1: 0.5, 3: 1.0, 4: 0.0, 5: 0.0, 7: 0.0, 9: 0.0}
+
     def test_where_one_leaf_is_left_the_value_of_the_turn_before_stays(self) -> None:
         tree = hand_made()
         tree.leaves[2] = leaf(9, 2.0)
@@ -125,6 +132,38 @@ class TestBranchValues:
         rewards = BranchValues().build(None, no_completion, seed=0)  # type: ignore[arg-type]
         shaped = compute_advantages(grpo(), lay_out_paths(rewards.score(trees, seed=0)))
         torch.testing.assert_close(plain, shaped, atol=1e-6, rtol=0.0)
+
+    @given(st.lists(NUMBERS, min_size=7, max_size=7))
+    def test_over_a_group_they_add_up_to_nothing_whatever_the_values(self, values: list[float]) -> None:
+        """Also if a model, or the best of several completions, is wrong about the prompt."""
+        scored = with_step_rewards(hand_made(), dict(zip((0, 1, 3, 4, 5, 7, 9), values, strict=True)))
+        assert math.fsum(reward for own in scored.valid_leaves for reward in own.turn_rewards) == pytest.approx(
+            0.0, abs=1e-9
+        )
+
+    def test_a_recipe_says_what_its_values_take(self) -> None:
+        assert RECIPES["prm"].needs == ("reference", "environment that forks", "reward model")
+        assert RECIPES["prm_monte_carlo"].needs == (
+            "reference",
+            "environment that forks",
+            "reward model",
+            "completions",
+        )
+        labelled = StepModel(labels=MonteCarloValues())
+        assert "completions" in replace(grpo(), reward=labelled).needs
+        assert replace(grpo(), reward=StepModel()).needs == ("reference", "reward model")
+
+    def test_a_plan_that_never_branches_is_refused(self) -> None:
+        """All turns but the last would earn 0. Labels of a model are another matter: single leaves will do."""
+        with pytest.raises(ConfigError, match=r"'prm' reads off branches .* \(BranchValues\), but its branch rule is"):
+            replace(RECIPES["prm"], sampling=GroupPlan(size=8))
+        assert replace(RECIPES["prm_model"], sampling=GroupPlan(size=8)).reward == StepModel(labels=BranchValues())  # type: ignore[attr-defined]
+
+    def test_a_group_of_one_is_refused(self) -> None:
+        """What its prompt is worth would be its own return, and every reward 0."""
+        for source in (BranchValues(), MonteCarloValues(), StepModel()):
+            with pytest.raises(ConfigError, match="at least 2"):
+                replace(reinforce(), sampling=GroupPlan(size=1), reward=source)
 
     def test_over_a_group_they_add_up_to_nothing(self) -> None:
         """So process supervision only scales them: no turn is paid for being one."""
@@ -176,8 +215,14 @@ class TestMonteCarlo:
         (scored,) = model.score([hand_made()], seed=0)
         # V(prompt) = .5. A: .5, 1. B: .5, 0. D: 0, .25, then its return .5.
         assert [own.turn_rewards for own in scored.leaves[:3]] == [[0.0, 0.5], [0.0, -0.5], [-0.5, 0.25, 0.25]]
-        assert model.fit([hand_made()], number=0, seed=0) == {}
         assert model.state_dict() == {}
+
+    def test_completions_are_counted(self) -> None:
+        complete = Completions({**RETURNS, 8: [1.0]})  # three of four failed
+        model = MonteCarloValues(num_completions=4).build(None, complete, seed=0)  # type: ignore[arg-type]
+        model.score([hand_made()], seed=0)
+        assert model.fit([hand_made()], number=0, seed=0) == {"completions": 12.0, "completions_invalid": 3.0}
+        assert model.fit([hand_made()], number=1, seed=0) == {}  # nothing was scored in between
 
     def test_what_cannot_be_completed_keeps_the_value_before(self) -> None:
         source = MonteCarloValues(num_completions=4)
@@ -230,6 +275,19 @@ class TestStepModel:
         assert sum(found[50]) / len(found[50]) == pytest.approx(0.5, abs=0.12)
         assert sum(found[60]) / len(found[60]) == pytest.approx(0.0, abs=0.12)
 
+    def test_it_reads_all_that_was_said_up_to_the_end_of_a_turn(self) -> None:
+        read = {node: (passage.prompt, passage.response) for node, passage in _passages(hand_made()).items()}
+        opening = (1, 2, 3)
+        assert read == {
+            0: (opening, ()),
+            1: (opening, (11, 12)),
+            3: (opening, (11, 12, 13, 14)),
+            4: (opening, (11, 12, 13, 15, 16)),
+            5: (opening, (21,)),
+            7: (opening, (21, 22, 23)),
+            9: (opening, (21, 22, 23, 24, 25, 26)),
+        }
+
     def test_until_it_has_learned_the_environment_judges(self) -> None:
         model = StepModel().build(None, no_completion, seed=0)  # type: ignore[arg-type]
         assert model.score([hand_made()], seed=0) == [hand_made()]
@@ -238,10 +296,15 @@ class TestStepModel:
         model.fit([hand_made()], number=0, seed=0)
         (scored,) = model.score([hand_made()], seed=0)
         (values,) = model.values([hand_made()])
-        for own, plain in zip(scored.valid_leaves, hand_made().valid_leaves, strict=True):
-            assert len(own.turn_rewards) == (3 if plain.segment == 9 else 2)
-            assert math.fsum(own.turn_rewards) == pytest.approx(plain.reward - values[0])
-            assert own.reward == pytest.approx(plain.reward - values[0])
+        # The prompt is worth the mean return, .5; what the model says of it does not matter.
+        assert values[0] != 0.5
+        shared, (first, second) = values[1], (values[5], values[7])
+        assert [own.turn_rewards for own in scored.valid_leaves] == [
+            pytest.approx([shared - 0.5, 1.0 - shared]),
+            pytest.approx([shared - 0.5, 0.0 - shared]),
+            pytest.approx([first - 0.5, second - first, 0.5 - second]),
+        ]
+        assert [own.reward for own in scored.valid_leaves] == [0.5, -0.5, 0.0]
 
     def test_a_resumed_model_goes_on_as_the_whole_one(self) -> None:
         whole, resumed = (
@@ -263,6 +326,7 @@ class TestStepModel:
         metrics = model.fit([hand_made()], number=0, seed=7)
         assert complete.asked == [(2, 1, 7), (6, 1, 7), (8, 1, 7)]
         assert metrics["step_model/examples"] == 7  # the prompt and six turns
+        assert (metrics["completions"], metrics["completions_invalid"]) == (3.0, 0.0)
 
     def test_misuse(self) -> None:
         for changes in ({"learning_rate": 0.0}, {"warmup_steps": 0}, {"fit_steps": 0}):

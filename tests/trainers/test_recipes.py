@@ -5,11 +5,12 @@ import math
 import pickle
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import pytest
 import torch
 from path_cases import make_batch
+from recipe_table import NEEDS, PAPERS, TABLE
 from torch import Tensor
 
 import agentrl.trainers
@@ -19,23 +20,19 @@ from agentrl.trainers import (
     RECIPES,
     Advantage,
     Clip,
-    Constant,
     DropConstantRewards,
     Feedback,
     GroupCentered,
-    GroupNormalized,
     KLEstimator,
     KLPenalty,
     OverlongPenalty,
     RatioLevel,
     Recipe,
-    SeqMeanTokenMean,
     SharedMean,
     Surrogate,
     SurrogateInputs,
     TokenLoss,
-    TokenMean,
-    TokenRatio,
+    ValueLoss,
     compute_advantages,
     compute_weights,
     policy_loss,
@@ -45,51 +42,26 @@ from agentrl.trainers.recipes.dapo import dapo
 from agentrl.trainers.recipes.grpo import grpo
 
 F64 = torch.float64
-BRANCHING = GroupPlan(
-    size=16, initial=8, rule=BranchRule.PAPER, alpha=0.5, beta=0.2, tau=0.5, probe_tokens=20, max_branches=1
-)
-TABLE = {
-    # sampling, advantage, surrogate, aggregation, kl
-    "grpo": (
-        GroupPlan(size=8),
-        GroupNormalized(eps=1e-6, ddof=1),
-        Clip(low=0.2, high=0.2),
-        SeqMeanTokenMean(),
-        KLPenalty(coef=0.04, estimator=KLEstimator.K3),
-    ),
-    "dr_grpo": (GroupPlan(size=8), GroupCentered(), Clip(low=0.2, high=0.2), Constant(3000), None),
-    "dapo": (GroupPlan(size=16), GroupNormalized(eps=1e-6, ddof=1), Clip(low=0.2, high=0.28), TokenMean(), None),
-    "arpo": (BRANCHING, GroupNormalized(eps=1e-6, ddof=1), Clip(low=0.2, high=0.2), SeqMeanTokenMean(), None),
-    "arpo_hard": (
-        BRANCHING,
-        SharedMean(GroupNormalized(eps=1e-6, ddof=1)),
-        Clip(low=0.2, high=0.2),
-        SeqMeanTokenMean(),
-        None,
-    ),
-}
 
 
 @pytest.mark.parametrize("name", list(TABLE))
 def test_the_vetted_settings_do_not_drift(name: str) -> None:
     entry = RECIPES[name]
-    assert (entry.sampling, entry.advantage, entry.surrogate, entry.aggregation, entry.kl) == TABLE[name]
-    assert entry.name == name
-    assert entry.ratio == TokenRatio()
-    assert entry.needs_reference == (name == "grpo")
-    assert not entry.needs_critic
-    assert not entry.mask_truncated
-    is_dapo = name == "dapo"
-    assert entry.shaping == ((OverlongPenalty(max_length=20480, cache=4096),) if is_dapo else ())
-    assert entry.group_filter == (DropConstantRewards(max_rounds=10) if is_dapo else None)
+    assert type(entry) is type(TABLE[name])
+    for part in fields(entry):
+        if part.name != "idea":
+            assert getattr(entry, part.name) == getattr(TABLE[name], part.name), part.name
+    assert entry.idea
+    assert set(entry.needs) == NEEDS.get(name, set())
 
 
 def test_all_recipes_are_in_the_table_and_pickle() -> None:
-    assert set(RECIPES) == set(TABLE)
+    assert set(RECIPES) == set(TABLE) == set(PAPERS)
+    assert set(NEEDS) <= set(TABLE)
     for entry in RECIPES.values():
         assert pickle.loads(pickle.dumps(entry)) == entry
     with pytest.raises(UnknownNameError, match="Did you mean 'grpo'"):
-        RECIPES["gpro"]
+        RECIPES["grpoo"]
 
 
 def test_groups_too_small_to_compare_are_refused() -> None:
@@ -234,9 +206,12 @@ def test_a_soft_gate_fits_in(ratio: float, positive: float, negative: float) -> 
 
 
 def test_a_part_can_ask_for_a_critic() -> None:
-    assert replace(grpo(), advantage=Values()).needs_critic
-    assert replace(grpo(), advantage=SharedMean(Values())).needs_critic
+    critic = replace(grpo(), value_loss=ValueLoss())
+    assert replace(critic, advantage=Values()).needs_critic
+    assert replace(critic, advantage=SharedMean(Values())).needs_critic
     assert not replace(grpo(), advantage=Outcome()).needs_critic
+    with pytest.raises(ConfigError, match=r"'grpo' has an advantage with a critic, Values.*value_loss=ValueLoss\(\)"):
+        replace(grpo(), advantage=Values())
 
 
 def test_the_package_loads_torch_only_on_use() -> None:

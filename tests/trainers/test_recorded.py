@@ -56,6 +56,7 @@ def test_the_tokens_are_those_of_an_episode(chat: ChatFormat) -> None:
             (s.parent, s.origin, s.turn) for s in played.segments
         ]
         assert tree.leaves[0].num_turns == played.leaves[0].num_turns
+        assert tree.leaves[0].tool_calls == played.leaves[0].tool_calls
         turns.add(tree.leaves[0].num_turns)
     assert max(turns) > 1  # tool results among them
 
@@ -71,6 +72,8 @@ def test_a_pair_is_a_tree_with_two_leaves(chat: ChatFormat) -> None:
     assert learned(chat, tree, 1) == [f"41{end}"]
     assert [s.origin for s in tree.segments] == ["prompt", "assistant", "environment", "assistant", "assistant"]
     assert "42" in text_of(chat, tree.segments[2].token_ids)
+    assert [leaf.tool_calls for leaf in tree.leaves] == [{"tool": 1}, {}]  # the row does not say which tool
+    assert Tree.from_json(tree.to_json()) == tree
 
 
 def test_a_label_is_a_tree_with_one_leaf(chat: ChatFormat) -> None:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 
 import pytest
 import reference_aepo
@@ -292,12 +293,23 @@ def test_references_can_tell_a_wrong_recipe(row: Row) -> None:
     assert_has_teeth(row)
 
 
+def bapo_targets(case: Case, accounting: str) -> list[float]:
+    """Shares that the search meets one by one: halfway between those that the bounds on its way reach."""
+    scores = reference_tools.group_z_scores(case.rewards, case.tasks, 1e-6)
+    tokens = reference_bapo.batch_tokens(case.paths, scores, case.new, case.old, weighted=True)
+    way = [(0.6, 1.2 + 0.05 * j) for j in range(37)] + [(0.6 + 0.02 * i, 3.0) for i in range(1, 16)]
+    reached = sorted({round(reference_bapo.positive_share(tokens, low, high, accounting), 9) for low, high in way})
+    return [0.01, *((a + b) / 2 for a, b in pairwise(reached)), 0.99]
+
+
 @pytest.mark.parametrize("accounting", list(Contribution))
 def test_bapo_chooses_the_bounds_of_the_reference(accounting: Contribution) -> None:
+    """Wherever the search can end, and nowhere on the way there."""
     found = set()
-    for share in (0.1, 0.4, 0.43, 0.525, 0.555, 0.575, 0.69, 0.99):
-        surrogate = AdaptiveClip(share=share, contribution=accounting)
-        for case in map(bapo_edges, SEEDS):
+    for seed in SEEDS:
+        case = make_case(seed, (0.6, 0.66, 0.7, 0.74, 0.78, 0.82, 0.86, 0.9, 1.2, 1.35, 1.6, 2.0, 3.0))
+        for share in bapo_targets(case, accounting.value):
+            surrogate = AdaptiveClip(share=share, contribution=accounting)
             chosen = fitted(replace(bapo(), surrogate=surrogate), case).surrogate
             assert isinstance(chosen, AdaptiveClip)
             assert chosen.chosen is not None
@@ -306,9 +318,10 @@ def test_bapo_chooses_the_bounds_of_the_reference(accounting: Contribution) -> N
             found.add(chosen.chosen)
     assert (0.6, 1.2) in found
     assert max(found) == pytest.approx((0.9, 3.0))
-    assert len({high for _, high in found}) > 5
+    assert len({high for _, high in found}) > 10
+    assert all(low == 0.6 or high == pytest.approx(3.0) for low, high in found)  # the upper bound first
     if accounting is Contribution.GRADIENT:  # in values, raising the lower bound never helps
-        assert len({low for low, _ in found}) > 5
+        assert len({low for low, _ in found}) > 10
 
 
 @pytest.mark.parametrize("fraction", [2e-4, 0.03, 0.06])

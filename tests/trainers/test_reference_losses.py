@@ -23,8 +23,6 @@ from agentrl.trainers.recipes.dr_grpo import dr_grpo
 from agentrl.trainers.recipes.grpo import grpo
 from agentrl.trainers.recipes.library_presets import grpo_trl, grpo_verl
 
-__all__ = ["loss_and_gradients"]
-
 # Lengths of the cases are 0 to 12, so that all three branches of the overlong penalty occur.
 DAPO = replace(dapo(), shaping=(OverlongPenalty(max_length=8, cache=4),))
 
@@ -109,6 +107,25 @@ def test_value_and_gradient_equal_the_reference(row: Row, seed: int) -> None:
 @rows
 def test_references_can_tell_a_wrong_recipe(row: Row) -> None:
     assert_has_teeth(row)
+
+
+@rows
+@pytest.mark.parametrize("edge", [1.0, *EDGES])
+def test_exactly_at_a_bound_the_gradient_is_one_of_both_sides(row: Row, edge: float) -> None:
+    """Ties of the two terms of a minimum: the value is the reference's, the slope none that no side has."""
+    case = make_case(3)
+    case = case.moved([old + math.log(edge) for old in case.old])
+    loss = row.reference(case)
+    value, by_id, _ = loss_and_gradients(row.recipe, case)
+    here = loss(case.new)
+    assert value == pytest.approx(here, abs=1e-6)
+    for token, slope in enumerate(by_id.tolist()):
+        beside = []
+        for step in (-1e-6, 1e-6):
+            moved = list(case.new)
+            moved[token] += step
+            beside.append((loss(moved) - here) / step)
+        assert min(beside) - 1e-5 < slope < max(beside) + 1e-5
 
 
 def test_the_cases_hold_what_they_promise() -> None:

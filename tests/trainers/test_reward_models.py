@@ -135,6 +135,23 @@ class TestDiscriminator:
             rewards.fit([tree_of([1], [([5], True), ([6], False)])], number=number, seed=0)
         assert steps == [7, 2, 2]
 
+    def test_both_sides_weigh_the_same_and_labels_are_smoothed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        calls: list[tuple[list[Passage], list[float], list[float]]] = []
+
+        def note(self: Any, passages: Any, targets: Any, weights: Any, *, num_steps: int) -> float:
+            calls.append((passages, targets.tolist(), weights.tolist()))
+            return 0.0
+
+        monkeypatch.setattr(NgramClassifier, "fit", note)
+        trees = [tree_of([1], [([5], True), ([6], False)]), tree_of([2], [([8], False), ([9], False)])]
+        built(label_smoothing=0.25).fit(trees, number=0, seed=0)
+        ((passages, targets, weights),) = calls
+        # One is good; bad are three, and the good answer under the only other prompt.
+        expected = [((1,), (5,)), ((1,), (6,)), ((2,), (8,)), ((2,), (9,)), ((2,), (5,))]
+        assert [(passage.prompt, passage.response) for passage in passages] == expected
+        assert targets == [0.75, 0.25, 0.25, 0.25, 0.25]
+        assert weights == [1.0, 0.25, 0.25, 0.25, 0.25]
+
     def test_it_rests_when_it_is_too_good(self) -> None:
         rewards = built()
         trees = [tree_of([1], [([5], True), ([6], False)])]

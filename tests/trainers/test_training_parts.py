@@ -369,7 +369,10 @@ def test_the_line_shows_the_kl_that_there_is() -> None:
     line = {**HEALTHY, "reward": 0.0, "tokens_per_s": 1.0}
     assert "kl 2.0e-03" in summary_line(1, 2, {**line, "kl_old": 2e-3})
     assert "kl 5.0e-02" in summary_line(1, 2, {**line, "kl_old": 2e-3, "kl_reference": 5e-2})
-    assert "kl 0.0e+00" in summary_line(1, 2, line)  # an update that found nothing to learn from
+    for word in ("kl", "clipped"):  # recipes without a ratio, and updates that found nothing to learn from
+        assert word not in summary_line(1, 2, line)
+    assert "loss" not in summary_line(1, 2, {**line, "loss": 0.5})
+    assert summary_line(1, 2, {"loss": 0.5, "demonstrations": 6.0}) == "update 1/2  loss 0.500  demonstrations 6"
 
 
 # Supervised fine-tuning -----------------------------------------------------------------------------------------------

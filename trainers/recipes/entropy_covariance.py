@@ -29,7 +29,7 @@ def clip_cov() -> Recipe:
 
 @recipe
 def kl_cov() -> Recipe:
-    """The plain ratio without a clip, and a penalty on moving for the 2e-4 of all tokens with the largest covariance."""
+    """The plain ratio without a clip, and a penalty on moving for 2e-4 of all tokens: those of largest covariance."""
     return replace(
         clip_cov(),
         name="kl_cov",

@@ -57,7 +57,22 @@ class Completer(Protocol):
 
 
 class RewardSource(Protocol):
-    """A part of a recipe: the settings of a reward model."""
+    """A part of a recipe: the settings of a reward model. Inherit from it to get the properties below."""
+
+    @property
+    def needs_branches(self) -> bool:
+        """Whether it says nothing of trajectories that share no more than the prompt."""
+        return False
+
+    @property
+    def needs_completions(self) -> bool:
+        """Whether it has episodes played on from the middle, in forks of their environments."""
+        return False
+
+    @property
+    def min_group_size(self) -> int:
+        """Trajectories of a task it needs at least; smaller sampling plans are refused."""
+        return 1
 
     def build(self, policy: LoadedModel, complete: Completer, *, seed: int) -> RewardModel:
         """A new reward model for a run.

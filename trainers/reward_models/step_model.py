@@ -8,6 +8,7 @@ import torch
 
 from agentrl.errors import ConfigError
 from agentrl.policies.loading import LoadedModel
+from agentrl.trainers.reward_models.completions import CountedCompletions
 from agentrl.trainers.reward_models.core import Completer, RewardModel, RewardSource
 from agentrl.trainers.reward_models.ngrams import NgramClassifier, Passage
 from agentrl.trainers.reward_models.step_values import BranchValues, StepValues
@@ -39,6 +40,16 @@ class StepModel(RewardSource):
         if not self.learning_rate > 0 or min(self.warmup_steps, self.fit_steps) < 1:
             raise ConfigError("learning_rate, warmup_steps and fit_steps of a step model must be positive.")
 
+    @property
+    def min_group_size(self) -> int:
+        """As `StepValues`."""
+        return self.labels.min_group_size
+
+    @property
+    def needs_completions(self) -> bool:
+        """As the labels."""
+        return self.labels.needs_completions
+
     def build(self, policy: LoadedModel, complete: Completer, *, seed: int) -> "StepModelRewards":
         """A model that knows nothing yet."""
         return StepModelRewards(self, complete, seed=seed)
@@ -55,7 +66,7 @@ class StepModelRewards(RewardModel):
 
     def __init__(self, settings: StepModel, complete: Completer, *, seed: int) -> None:
         self._settings = settings
-        self._complete = complete
+        self._complete = CountedCompletions(complete)
         self._classifier = NgramClassifier(learning_rate=settings.learning_rate, seed=seed)
         self._num_fits = 0
 
@@ -73,7 +84,12 @@ class StepModelRewards(RewardModel):
         return [with_step_rewards(tree, values) for tree, values in zip(trees, self.values(trees), strict=True)]
 
     def fit(self, trees: Sequence[Tree], *, number: int, seed: int) -> dict[str, float]:
-        """Learns the labels of all turn ends, those of prompts included."""
+        """Learns the labels of all turn ends, those of prompts included.
+
+        Returns:
+            "step_model/error", the mean distance from the labels before it learns them; "step_model/loss" after;
+            "step_model/examples"; and what completions took, if labels need them.
+        """
         settings = self._settings
         labels = settings.labels.labels(trees, self._complete, seed=seed)
         examples = [
@@ -88,7 +104,8 @@ class StepModelRewards(RewardModel):
         steps = settings.fit_steps if self._num_fits else settings.warmup_steps
         loss = self._classifier.fit(passages, targets, torch.ones_like(targets), num_steps=steps)
         self._num_fits += 1
-        return {"step_model/error": error, "step_model/loss": loss, "step_model/examples": float(len(examples))}
+        learned = {"step_model/error": error, "step_model/loss": loss, "step_model/examples": float(len(examples))}
+        return {**learned, **self._complete.metrics()}
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, moments, and whether it has learned anything."""

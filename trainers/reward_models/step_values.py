@@ -9,6 +9,7 @@ from typing import Protocol
 from agentrl.errors import ConfigError
 from agentrl.policies.loading import LoadedModel
 from agentrl.rollout.continuation import Prefix
+from agentrl.trainers.reward_models.completions import CountedCompletions
 from agentrl.trainers.reward_models.core import Completer, RewardModel, RewardSource
 from agentrl.trainers.reward_models.steps import (
     Values,
@@ -23,6 +24,11 @@ from agentrl.trajectory import Leaf, Tree
 
 class StepValues(RewardSource, Protocol):
     """A reward source that estimates what an episode is worth after each turn; the differences are the rewards."""
+
+    @property
+    def min_group_size(self) -> int:
+        """What a prompt is worth is the mean of its group; one trajectory alone would always earn 0."""
+        return 2
 
     def potentials(self, trees: Sequence[Tree], complete: Completer, *, seed: int) -> list[Values]:
         """Expected returns, one mapping for each tree.
@@ -44,13 +50,18 @@ class StepValues(RewardSource, Protocol):
 
 
 class _PotentialRewards(RewardModel):
+    """They do not learn; `fit` tells what `score` took."""
+
     def __init__(self, source: StepValues, complete: Completer) -> None:
         self._source = source
-        self._complete = complete
+        self._complete = CountedCompletions(complete)
 
     def score(self, trees: Sequence[Tree], *, seed: int) -> list[Tree]:
         values = self._source.potentials(trees, self._complete, seed=seed)
         return [with_step_rewards(tree, known) for tree, known in zip(trees, values, strict=True)]
+
+    def fit(self, trees: Sequence[Tree], *, number: int, seed: int) -> dict[str, float]:
+        return self._complete.metrics()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,11 @@ class BranchValues(StepValues):
     nothing for its later turns to earn: as a potential, it has the value of the turn before (or of the prompt). So the
     turns after the last branching share what became of them.
     """
+
+    @property
+    def needs_branches(self) -> bool:
+        """Without them no turn but the last would ever earn anything."""
+        return True
 
     def potentials(self, trees: Sequence[Tree], complete: Completer, *, seed: int) -> list[Values]:
         """Mean returns below."""
@@ -91,6 +107,11 @@ class MonteCarloValues(StepValues):
     def __post_init__(self) -> None:
         if self.num_completions < 1:
             raise ConfigError(f"num_completions must be at least 1, got {self.num_completions}.")
+
+    @property
+    def needs_completions(self) -> bool:
+        """They are its samples."""
+        return True
 
     def potentials(self, trees: Sequence[Tree], complete: Completer, *, seed: int) -> list[Values]:
         """Mean (or best) returns of completions."""

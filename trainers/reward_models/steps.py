@@ -7,6 +7,7 @@ belongs to the turn's segment in the tree, so turns that trajectories share have
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from statistics import fmean
 from typing import TypeAlias
 
 from agentrl.trajectory import Leaf, Segment, Tree
@@ -89,18 +90,22 @@ def weakest_step(values: Sequence[float]) -> float:
 def with_step_rewards(tree: Tree, values: Values) -> Tree:
     """The tree with differences of values as rewards of the turns.
 
-    After its last turn a trajectory is worth its return. The new return of a trajectory is its old one minus the value of the prompt, which is the same for all
-    trajectories of the task: estimators that compare them see no difference in the total.
+    Before its first turn a trajectory is worth the mean return of the task's trajectories, after its last turn its own
+    return, whatever `values` says of these two. So the rewards of a group add up to 0, and no number of turns pays by
+    itself once they are normalized, however wrong the values in between are; and estimators that compare the
+    trajectories of a task see no difference in the total.
 
     Args:
         tree: Not changed.
-        values: As `Values` says.
+        values: As `Values` says, for every turn that is not a trajectory's last.
     """
-    return replace(tree, leaves=[_shaped(tree, leaf, values) if leaf.valid else leaf for leaf in tree.leaves])
+    if not tree.valid_leaves:
+        return tree
+    before = fmean(leaf.reward for leaf in tree.valid_leaves)
+    return replace(tree, leaves=[_shaped(tree, leaf, before, values) if leaf.valid else leaf for leaf in tree.leaves])
 
 
-def _shaped(tree: Tree, leaf: Leaf, values: Values) -> Leaf:
-    prompt, turns = tree.path(leaf.segment)[0], turns_of(tree, leaf)
-    after = [values[turn.id] for turn in turns[:-1]] + [leaf.reward]
-    rewards = potential_rewards(values[prompt.id], after)
-    return replace(leaf, reward=leaf.reward - values[prompt.id], turn_rewards=rewards, reward_parts={})
+def _shaped(tree: Tree, leaf: Leaf, before: float, values: Values) -> Leaf:
+    after = [*(values[turn.id] for turn in turns_of(tree, leaf)[:-1]), leaf.reward]
+    rewards = potential_rewards(before, after)
+    return replace(leaf, reward=leaf.reward - before, turn_rewards=rewards, reward_parts={})
