@@ -1,6 +1,7 @@
 """Settings that do not fit the recipe or the environment, found before a model is loaded."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import gymnasium
 
@@ -38,7 +39,7 @@ def check(
         _check_data(recipe, settings)
     else:
         _check_groups(recipe, plan, settings)
-        _check_environment(recipe, make_env)
+        _check_environment(replace(recipe, sampling=plan), make_env)
 
 
 def _check_critic(recipe: Algorithm, settings: TrainSettings) -> None:
@@ -142,13 +143,19 @@ def _check_groups(recipe: Algorithm, plan: GroupPlan, settings: TrainSettings) -
 def _check_environment(recipe: Algorithm, make_env: Callable[[], gymnasium.Env[str, str]]) -> None:
     """Whether the environment gives what the recipe takes from it."""
     hints = isinstance(recipe, SelfTaughtRecipe) and recipe.hint is not None
-    if not (recipe.needs_states or hints or _needs_prompts(recipe) or isinstance(recipe, ImitationRecipe)):
+    asks = (recipe.needs_forks, recipe.needs_states, hints, _needs_prompts(recipe), isinstance(recipe, ImitationRecipe))
+    if not any(asks):
         return
     env = make_env()
     try:
         inner = env.unwrapped
         tool_env = inner if isinstance(inner, ToolEnv) else None
         name = type(inner).__name__
+        if recipe.needs_forks and not tool_env:
+            raise ConfigError(
+                f"Recipe {recipe.name!r} copies half-finished episodes, but {name} cannot be forked. Derive it from "
+                "agentrl.ToolEnv, or use a recipe without branching, such as grpo."
+            )
         if recipe.needs_states and not (tool_env and tool_env.gives_state_keys):
             raise ConfigError(
                 f"Recipe {recipe.name!r} compares turns taken in the same state, but {name} does not name its states. "

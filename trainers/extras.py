@@ -1,10 +1,12 @@
 """What a run can add to any recipe that it fits: corrections, masks and clips that belong to no algorithm."""
 
+import math
 from dataclasses import replace
 
 from agentrl.errors import ConfigError
 from agentrl.trainers.algorithm import Algorithm
 from agentrl.trainers.recipe import Recipe
+from agentrl.trainers.recipe_card import brief
 from agentrl.trainers.settings import ExtraSettings
 from agentrl.trainers.soft_surrogates import GradientPreservingClip
 from agentrl.trainers.surrogates import Clip
@@ -34,8 +36,8 @@ def with_extras(recipe: Algorithm, extras: ExtraSettings) -> Algorithm:
         return recipe
     if extras.replay is not None and not recipe.allows_replay:
         raise ConfigError(
-            f"extras.replay trains on episodes of an earlier policy, but recipe {recipe.name!r} has no ratio to "
-            "correct for that: it would be biased. Leave it out, or use a recipe with a ratio, such as grpo or bapo."
+            f"extras.replay trains on episodes of an earlier policy, but recipe {recipe.name!r} does not correct for "
+            "that by a ratio: it would be biased. Leave it out, or use a recipe that does, such as grpo or bapo."
         )
     if extras.two_sided_clip is not None:
         recipe = _two_sided(recipe, extras.two_sided_clip)
@@ -50,10 +52,10 @@ def with_extras(recipe: Algorithm, extras: ExtraSettings) -> Algorithm:
 def _two_sided(recipe: Recipe, bound: float) -> Recipe:
     """INTELLECT-2's bound on the ratio of negative advantages (arXiv:2505.07291), which is the dual clip."""
     surrogate = recipe.surrogate
-    if not isinstance(surrogate, Clip | GradientPreservingClip):
+    if not isinstance(surrogate, Clip | GradientPreservingClip) or math.isinf(surrogate.high):
         raise ConfigError(
-            f"extras.two_sided_clip bounds a clipped ratio, but recipe {recipe.name!r} uses "
-            f"{type(surrogate).__name__}. Leave it out, or use a recipe with a clip, such as grpo."
+            f"extras.two_sided_clip adds to a clip of the ratio, but recipe {recipe.name!r} has "
+            f"{brief(surrogate)}. Leave it out, or use a recipe with a clip, such as grpo."
         )
     if bound <= 1.0 + surrogate.high:
         raise ConfigError(

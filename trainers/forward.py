@@ -81,23 +81,20 @@ class TokenScorer:
         """`split_by_tokens`, counting the tokens that this model really computes."""
         return split_by_tokens(trees, max_tokens, num_packed_tokens if self.packs else num_padded_tokens)
 
-    def score(self, trees: Sequence[Tree], *, temperature: float = 1.0, entropy_gradient: bool = False) -> TokenScores:
+    def score(self, trees: Sequence[Tree], *, temperature: float = 1.0) -> TokenScores:
         """Scores the sampled tokens of the valid trajectories of `trees`, in one forward pass.
 
         Args:
             trees: At least one with a valid trajectory.
             temperature: Divides the logits, as when the tokens were sampled.
-            entropy_gradient: Whether entropies carry a gradient, for an entropy bonus.
 
         Raises:
             ConfigError: A temperature that is not positive.
             ValueError: No sampled token, or one that nothing predicts.
         """
-        return self.score_packed(self.pack(trees), temperature=temperature, entropy_gradient=entropy_gradient)
+        return self.score_packed(self.pack(trees), temperature=temperature)
 
-    def score_packed(
-        self, packed: PackedTrees, *, temperature: float = 1.0, entropy_gradient: bool = False
-    ) -> TokenScores:
+    def score_packed(self, packed: PackedTrees, *, temperature: float = 1.0) -> TokenScores:
         """`score` for trees that are laid out already."""
         if not temperature > 0.0:
             raise ConfigError(
@@ -109,11 +106,11 @@ class TokenScorer:
         size = max(1, self._max_logits // self._decoder.config.get_text_config().vocab_size)
         chunks = list(zip(hidden.split(size), packed.target.split(size), strict=True))  # type: ignore[no-untyped-call]
         if len(chunks) == 1:
-            logprobs, entropies = self._score_chunk(hidden, packed.target, temperature, entropy_gradient)
+            logprobs, entropies = self._score_chunk(hidden, packed.target, temperature)
             return TokenScores(logprobs, entropies)
         scores = [
             # The logits of a chunk are computed again in the backward pass, instead of kept from here to there.
-            checkpoint(self._score_chunk, *chunk, temperature, entropy_gradient, use_reentrant=False)
+            checkpoint(self._score_chunk, *chunk, temperature, use_reentrant=False)
             for chunk in chunks
         ]
         return TokenScores(*(torch.cat(column) for column in zip(*scores, strict=True)))
@@ -141,11 +138,9 @@ class TokenScorer:
             logits = logits / temperature
         return torch.log_softmax(logits, dim=-1)
 
-    def _score_chunk(
-        self, hidden: Tensor, target: Tensor, temperature: float, entropy_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _score_chunk(self, hidden: Tensor, target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         distribution = self._distribution(hidden, temperature)
         logprobs = distribution.gather(-1, target[:, None])[:, 0]
-        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        with torch.no_grad():
             entropies = -(distribution.exp() * distribution).sum(dim=-1)
         return logprobs, entropies

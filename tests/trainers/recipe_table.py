@@ -326,5 +326,7 @@ NEEDS: dict[str, set[str]] = {
     "ipo_token_mean": {REFERENCE, "pairs"},
     "kto": {REFERENCE, "labels"},
     "orpo": {"pairs"},
+    "sft": {"demonstrations"},
+    "star": {"answers", "extra samples"},
 }
 """Beside the policy and its episodes; nothing for those that are not here."""

@@ -13,6 +13,7 @@ from tree_cases import random_tree, tiny_model
 from agentrl.config import load_config
 from agentrl.envs import Episode, ToolEnv, make
 from agentrl.errors import ConfigError, DataError
+from agentrl.rollout.plan import GroupPlan
 from agentrl.tasks import Task
 from agentrl.trainers import RECIPES, TrainSettings
 from agentrl.trainers.assembly import resolve_recipe
@@ -88,8 +89,9 @@ def test_every_recipe_runs_with_its_own_settings(recipe: str) -> None:
         ("star", ["optimizer.mini_batches=4"], "mini_batches=4", "in 40 steps of 8 trajectories", "Leave both out"),
         ("kto", ["optimizer.mini_batches=5"], "mini_batches=5", "at least two tasks", "Raise the first or lower"),
         ("kto", ["rollout.tasks_per_update=1"], "tasks_per_update=1", "at least two tasks", "Raise the first or lower"),
-        ("reinforce", ["extras.replay.groups=2"], "extras.replay", "has no ratio to correct", "such as grpo or bapo"),
-        ("trpo", ["extras.replay.groups=2"], "extras.replay", "'trpo' has no ratio", "Leave it out"),
+        ("reinforce", ["extras.replay.groups=2"], "extras.replay", "does not correct for that", "such as grpo or bapo"),
+        ("trpo", ["extras.replay.groups=2"], "extras.replay", "'trpo' does not correct", "Leave it out"),
+        ("trpo", ["extras.two_sided_clip=4"], "extras.two_sided_clip", "'trpo' has Clip(low=inf", "such as grpo"),
         ("star", ["extras.replay.groups=2"], "extras.replay", "'star' learns without", "use an on-policy recipe"),
         ("dpo", ["extras.top_entropy=0.2"], "extras.top_entropy", "'dpo' learns without", "Leave it out"),
         ("kto", ["rewards.weights={a: 2}"], "`rewards` combines", "'kto' does not learn from that", "Leave it out"),
@@ -168,6 +170,12 @@ def test_files_of_the_wrong_kind(tmp_path: Path) -> None:
     [
         ("gigpo", Bare, ["'gigpo' compares turns taken in the same state", "Bare does not name", "ToolEnv.state_key"]),
         ("gigpo", Foreign, ["Foreign does not name its states", "such as grpo"]),
+        (
+            "arpo",
+            Foreign,
+            ["'arpo' copies half-finished", "Foreign cannot be forked", "ToolEnv", "such as grpo"],
+        ),
+        ("prm_monte_carlo", Foreign, ["'prm_monte_carlo' copies", "Foreign cannot be forked"]),
         ("sft", Bare, ["'sft' imitates demonstrations", "Bare defines no oracle", "Give data.path, or override"]),
         ("sft", Foreign, ["data.path was not given", "Foreign defines no oracle"]),
         ("star", Bare, ["'star' hints at the answers", "Bare names none", "agentrl.tasks.Task", "hint=None"]),
@@ -198,6 +206,10 @@ def test_no_environment_is_made_if_the_answer_does_not_lie_there(tmp_path: Path)
         check(RECIPES[recipe], RECIPES[recipe].sampling, settings_of(recipe), explode)
     data = rows(tmp_path / "a.jsonl", PAIR)
     check(RECIPES["sft"], RECIPES["sft"].sampling, settings_of("sft", data), explode)
+
+
+def test_without_branches_any_environment_will_do() -> None:
+    check(RECIPES["arpo"], GroupPlan(size=4), settings_of("arpo"), Foreign)
 
 
 def test_the_environment_is_closed() -> None:

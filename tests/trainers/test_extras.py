@@ -53,9 +53,9 @@ def test_extras_come_from_the_settings_of_a_run() -> None:
 @pytest.mark.parametrize(
     ("recipe", "given", "message"),
     [
-        ("reinforce", {"replay": {}}, r"extras\.replay .* 'reinforce' has no ratio"),
-        ("remax", {"replay": {}}, "has no ratio"),
-        ("sapo", {"two_sided_clip": 3.0}, "'sapo' uses SoftGate"),
+        ("reinforce", {"replay": {}}, r"extras\.replay .* 'reinforce' does not correct"),
+        ("remax", {"replay": {}}, "does not correct for that by a ratio"),
+        ("sapo", {"two_sided_clip": 3.0}, "'sapo' has SoftGate"),
         ("dapo", {"two_sided_clip": 1.2}, r"above the clip of recipe 'dapo', 1 \+ 0.28, got 1.2"),
         ("grpo", {"top_entropy": 1.5}, "in \\(0, 1\\], got 1.5"),
         ("grpo", {"correction": {"low": 1.5}}, "0 <= low <= 1 <= high, got low=1.5"),

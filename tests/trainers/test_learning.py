@@ -33,15 +33,14 @@ SHORT = ("updates=3", "rollout.tasks_per_update=6", "evaluation.tasks=48", "opti
 FAMILIES = {
     "rloo": (),  # compares within a group, without a critic
     "ppo": ("critic.kind=head",),  # a critic
-    "trpo": ("rollout.tasks_per_update=3",),  # a trust region
+    "trpo": ("rollout.tasks_per_update=4", "group.size=4", "critic.kind=head"),  # a trust region
     "arpo": (),  # branches
     "clip_cov": (),  # chooses tokens by covariance
-    "sapo": (),  # a soft clip
     "gigpo": (),  # credit for single turns
     "prm": (),  # credit for single turns, off a tree
     "dpo": (),  # pairs from groups
     "gapo": ("critic.kind=head",),  # a learned reward
-    "star": ("group.size=4",),  # imitates itself
+    "star": ("updates=1",),  # imitates itself
 }
 
 

@@ -152,10 +152,10 @@ def selection(recipe: Recipe, case: Case) -> set[Position]:
     return {(i, t) for i, row in enumerate(rows) for t, picked in enumerate(row) if picked}
 
 
-def candidates(case: Case) -> set[Position]:
+def candidates(case: Case, *, low: float = 1.0, high: float = 5.0) -> set[Position]:
     """Within the interval, and not clipped anyway."""
     advantages = token_advantages(case)
-    inside = reference_clip_cov.candidates(case.paths, advantages, case.new)
+    inside = reference_clip_cov.candidates(case.paths, advantages, case.new, low=low, high=high)
     ratios = {(i, t): math.exp(case.new[case.paths[i][t]] - case.old[case.paths[i][t]]) for i, t in inside}
     clipped = {(i, t) for i, t in inside if (ratios[i, t] < 0.8 if advantages[i][t] < 0 else ratios[i, t] > 1.2)}
     return inside - clipped
@@ -167,8 +167,8 @@ def clip_cov_reference(case: Case) -> Loss:
     return lambda new: reference_clip_cov.loss(case.paths, case.rewards, case.tasks, new, case.old, chosen)
 
 
-def clip_cov_all_reference(case: Case) -> Loss:
-    chosen = candidates(case)
+def clip_cov_all_reference(case: Case, *, low: float = 1.0, high: float = 5.0) -> Loss:
+    chosen = candidates(case, low=low, high=high)
     return lambda new: reference_clip_cov.loss(case.paths, case.rewards, case.tasks, new, case.old, chosen)
 
 
@@ -265,6 +265,12 @@ ROWS = [
     ),
     row("clip_cov", clip_cov(), clip_cov_reference, surrogate=Clip()),
     row("clip_cov, all candidates", CLIP_COV_ALL, clip_cov_all_reference, surrogate=ClipCov(fraction=1.0, low=1.5)),
+    row(
+        "clip_cov, a narrow interval",
+        replace(clip_cov(), surrogate=ClipCov(fraction=1.0, low=0.3, high=1.0)),
+        partial(clip_cov_all_reference, low=0.3, high=1.0),
+        surrogate=ClipCov(fraction=1.0, low=0.3, high=1.1),
+    ),
     row("kl_cov", kl_cov(), kl_cov_reference, surrogate=KLCov(coef=0.2)),
     row(
         "kl_cov, a fifth of the tokens",
