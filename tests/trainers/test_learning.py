@@ -23,8 +23,9 @@ from rich.console import Console
 from agentrl import messages as msg
 from agentrl.envs import ToolEnv
 from agentrl.evaluation import PairedDifference, compare
-from agentrl.messages import JsonDict
-from agentrl.trainers import RECIPES, train
+from agentrl.messages import JsonDict, Message
+from agentrl.trainers import train
+from agentrl.trainers.assembly import resolve_recipe
 
 ROOT = Path(__file__).parents[2]
 SEED = 100
@@ -33,14 +34,13 @@ SHORT = ("updates=3", "rollout.tasks_per_update=6", "evaluation.tasks=48", "opti
 FAMILIES = {
     "rloo": (),  # compares within a group, without a critic
     "ppo": ("critic.kind=head",),  # a critic
-    "trpo": ("rollout.tasks_per_update=4", "group.size=4", "critic.kind=head"),  # a trust region
+    "trpo": ("rollout.tasks_per_update=3", "critic.kind=head"),  # a trust region
     "arpo": (),  # branches
     "clip_cov": (),  # chooses tokens by covariance
     "gigpo": (),  # credit for single turns
-    "prm": (),  # credit for single turns, off a tree
     "dpo": (),  # pairs from groups
     "gapo": ("critic.kind=head",),  # a learned reward
-    "star": ("updates=1",),  # imitates itself
+    "star": ("updates=1", "optimizer.mini_batches=1"),  # imitates itself
 }
 
 
@@ -87,7 +87,7 @@ def test_without_steps_nothing_is_learned(tmp_path: Path) -> None:
 # From a file ----------------------------------------------------------------------------------------------------------
 
 
-def recorded(count: int) -> Iterator[tuple[JsonDict, list[JsonDict], list[JsonDict]]]:
+def recorded(count: int) -> Iterator[tuple[Message, list[Message], list[Message]]]:
     """Problem, the oracle's solution with its tool calls, and a guess that calls nothing."""
     env = benchmark.CountedArithmetic(level=1, seed=SEED)
     assert isinstance(env, ToolEnv)
@@ -130,11 +130,18 @@ def test_learns_from_a_file(algorithm: str, tmp_path: Path) -> None:
 # All of them ----------------------------------------------------------------------------------------------------------
 
 
+NOTHING_TO_COMPARE = pytest.mark.xfail(reason="no mistakes after a tool result, see OVERRIDES", strict=True)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", benchmark.ALGORITHMS)
+@pytest.mark.parametrize(
+    "algorithm",
+    [pytest.param(name, marks=NOTHING_TO_COMPARE if name == "dpo_siblings" else ()) for name in benchmark.ALGORITHMS],
+)
 def test_algorithm_learns(algorithm: str, tmp_path: Path) -> None:
     assert learn(algorithm, tmp_path / "run").difference.low > 0
 
 
-def test_overrides_name_recipes() -> None:
-    assert set(benchmark.OVERRIDES) <= set(RECIPES)
+@pytest.mark.parametrize("algorithm", benchmark.ALGORITHMS)
+def test_settings_of_the_table_are_accepted(algorithm: str, tmp_path: Path) -> None:
+    assert resolve_recipe(benchmark.settings_of(algorithm, SEED, tmp_path)).name == algorithm
