@@ -134,6 +134,11 @@ class ToolEnv(gymnasium.Env[str, str]):
         """Whether this environment names its states, so that an algorithm that needs it can be refused beforehand."""
         return type(self).state_key is not ToolEnv.state_key
 
+    @property
+    def rewards_turns(self) -> bool:
+        """Whether this environment rewards turns before the end, for algorithms that need it."""
+        return type(self).turn_reward is not ToolEnv.turn_reward
+
     # Gymnasium -------------------------------------------------------------------------------------------------------
 
     def task_set(self, split: str | None = None) -> Sequence[Task]:
@@ -339,9 +344,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         judgement = self.reward(task, self._episode)
         if not isinstance(judgement, Mapping):
             return float(judgement)
-        rewards_turns = type(self).turn_reward is not ToolEnv.turn_reward
         try:
-            self._episode.reward_parts = parts_of_return(judgement, turns if rewards_turns else None)
+            self._episode.reward_parts = parts_of_return(judgement, turns if self.rewards_turns else None)
         except ConfigError as error:
             raise ConfigError(f"{type(self).__name__}, task {task.id}: {error}") from error
         return math.fsum(judgement.values())

@@ -15,6 +15,7 @@ PAGES = sorted((DOCS / "algorithms").glob("*.md"))
 SECTIONS = ["Recipe", "Defaults", "When to use it", "Often told wrong"]
 ON_POLICY = ("advantage", "ratio", "surrogate", "aggregation", "kl")
 PREFERENCE = ("loss", "builder")
+ALSO = ("shaping", "group_filter", "reward", "trust_region")
 
 _CARD = re.compile(r"^```text recipe (\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\[`(\w+)`\]\(algorithms/(\w+)\.md\)")
@@ -34,7 +35,9 @@ def cells_of(name: str) -> tuple[str, ...]:
     """What the row of a recipe has to say."""
     algorithm, parts = RECIPES[name], parts_of(RECIPES[name])
     columns = ON_POLICY if isinstance(algorithm, Recipe) else PREFERENCE
-    middle = tuple(f"`{parts[column]}`" if column in parts else "-" for column in columns)
+    middle = [f"`{parts[column]}`" if column in parts else "-" for column in columns]
+    if isinstance(algorithm, Recipe):
+        middle.append(", ".join(f"`{parts[column]}`" for column in ALSO if column in parts) or "-")
     return (*middle, parts["sampling"], ", ".join(algorithm.needs) or "-")
 
 

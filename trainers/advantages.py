@@ -182,6 +182,11 @@ class SharedMean(Advantage):
         return self.inner.needs_states
 
     @property
+    def needs_turn_rewards(self) -> bool:
+        """As the inner estimator."""
+        return self.inner.needs_turn_rewards
+
+    @property
     def min_group_size(self) -> int:
         """As the inner estimator."""
         return self.inner.min_group_size

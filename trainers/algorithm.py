@@ -42,6 +42,11 @@ class Algorithm:
         return False
 
     @property
+    def needs_turn_rewards(self) -> bool:
+        """Whether the environment has to reward single turns (`ToolEnv.turn_reward`)."""
+        return False
+
+    @property
     def needs_forks(self) -> bool:
         """Whether half-finished episodes are copied, their environments included."""
         return self.sampling.rule is not BranchRule.NONE
@@ -76,6 +81,7 @@ class Algorithm:
                 ("reference", self.needs_reference),
                 ("greedy episode", self.needs_greedy),
                 ("state keys", self.needs_states),
+                ("turn rewards", self.needs_turn_rewards),
                 ("environment that forks", self.needs_forks),
             )
             if needed

@@ -13,13 +13,14 @@ from agentrl.trainers.demonstrations import answer_text
 from agentrl.trainers.examples import Example, read_examples
 from agentrl.trainers.imitation import ImitationRecipe, SelfTaughtRecipe
 from agentrl.trainers.preference.recipe import PreferenceRecipe
+from agentrl.trainers.recipe import Recipe
 from agentrl.trainers.settings import CriticSettings, GroupSettings, TrainSettings
 
 
 def check(
     recipe: Algorithm, plan: GroupPlan, settings: TrainSettings, make_env: Callable[[], gymnasium.Env[str, str]]
 ) -> None:
-    """Refuses a run that could not work, or in which a setting would be without effect.
+    """Refuses a run that could not work, or not do what its settings say.
 
     What a run adds to a recipe is checked where it is added (`with_extras`, `with_combined_rewards`).
 
@@ -62,7 +63,13 @@ def _check_steps(recipe: Algorithm, settings: TrainSettings) -> None:
         raise ConfigError(
             f"Recipe {recipe.name!r} fits the model in {recipe.steps} steps of {recipe.batch} trajectories and more "
             f"later, whatever optimizer.epochs={optimizer.epochs} and optimizer.mini_batches={optimizer.mini_batches} "
-            "say. Leave both out, or use a recipe with other steps."
+            "say. Set both to 1, or use a recipe with other steps."
+        )
+    if isinstance(recipe, Recipe) and not recipe.surrogate.uses_ratio and optimizer.epochs > 1:
+        raise ConfigError(
+            f"optimizer.epochs={optimizer.epochs} trains again on the same episodes, but recipe {recipe.name!r} has no "
+            "ratio that corrects for what the policy has learned from them. Leave it at 1, or use a recipe with a "
+            "ratio, such as grpo or ppo."
         )
     if _needs_prompts(recipe) and tasks // optimizer.mini_batches < 2:
         raise ConfigError(
@@ -143,8 +150,8 @@ def _check_groups(recipe: Algorithm, plan: GroupPlan, settings: TrainSettings) -
 def _check_environment(recipe: Algorithm, make_env: Callable[[], gymnasium.Env[str, str]]) -> None:
     """Whether the environment gives what the recipe takes from it."""
     hints = isinstance(recipe, SelfTaughtRecipe) and recipe.hint is not None
-    asks = (recipe.needs_forks, recipe.needs_states, hints, _needs_prompts(recipe), isinstance(recipe, ImitationRecipe))
-    if not any(asks):
+    for_rewards = (recipe.needs_forks, recipe.needs_states, recipe.needs_turn_rewards)
+    if not any((*for_rewards, hints, _needs_prompts(recipe), isinstance(recipe, ImitationRecipe))):
         return
     env = make_env()
     try:
@@ -160,6 +167,11 @@ def _check_environment(recipe: Algorithm, make_env: Callable[[], gymnasium.Env[s
             raise ConfigError(
                 f"Recipe {recipe.name!r} compares turns taken in the same state, but {name} does not name its states. "
                 "Override ToolEnv.state_key, or use a recipe that needs no state keys, such as grpo."
+            )
+        if recipe.needs_turn_rewards and tool_env and not tool_env.rewards_turns:
+            raise ConfigError(
+                f"Recipe {recipe.name!r} gives the first turn credit for a reward of its own, but {name} rewards no "
+                "turns. Override ToolEnv.turn_reward, or use a recipe that needs outcomes only, such as grpo."
             )
         if isinstance(recipe, ImitationRecipe) and not (tool_env and type(tool_env).oracle is not ToolEnv.oracle):
             raise ConfigError(

@@ -89,6 +89,11 @@ class Advantage(Protocol):
         return False
 
     @property
+    def needs_turn_rewards(self) -> bool:
+        """Whether it is pointless where the environment rewards nothing before the end."""
+        return False
+
+    @property
     def min_group_size(self) -> int:
         """Trajectories of a task it needs at least; smaller sampling plans are refused."""
         return 1

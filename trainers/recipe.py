@@ -117,6 +117,11 @@ class Recipe(Algorithm):
         return self.advantage.needs_states
 
     @property
+    def needs_turn_rewards(self) -> bool:
+        """Whether the environment has to reward single turns."""
+        return self.advantage.needs_turn_rewards
+
+    @property
     def needs_forks(self) -> bool:
         """Whether half-finished episodes are copied, for branches or for completions that tell what turns are worth."""
         return super(Recipe, self).needs_forks or self.needs_completions

@@ -87,6 +87,11 @@ class FirstTurn(GroupRelative):
     """The paper's lambda."""
     eps: float = 1e-6
 
+    @property
+    def needs_turn_rewards(self) -> bool:
+        """Its second comparison is of them."""
+        return True
+
     def __call__(self, feedback: Feedback) -> Tensor:
         """[B, L] from the rewards of turns and the returns."""
         batch = feedback.batch

@@ -316,7 +316,7 @@ NEEDS: dict[str, set[str]] = {
     "aepo": {FORKS},
     "gigpo": {REFERENCE, "state keys"},
     "tree_grpo": {REFERENCE, FORKS},
-    "mt_grpo": {REFERENCE},
+    "mt_grpo": {REFERENCE, "turn rewards"},
     "prm": {REFERENCE, REWARDS, FORKS},
     "prm_monte_carlo": {REFERENCE, REWARDS, FORKS, "completions"},
     "prm_model": {REFERENCE, REWARDS, FORKS},

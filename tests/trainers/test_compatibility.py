@@ -69,6 +69,9 @@ def test_every_recipe_runs_with_its_own_settings(recipe: str) -> None:
         def state_key(self) -> str:
             return "s"
 
+        def turn_reward(self, task: Task, episode: Episode) -> float:
+            return 0.5
+
     check(entry, entry.sampling, settings, Complete)
 
 
@@ -85,8 +88,10 @@ def test_every_recipe_runs_with_its_own_settings(recipe: str) -> None:
         ("dpo", ["critic.warmup_updates=3"], "Settings of a critic", "'dpo' has none", "Leave out the section critic"),
         ("ppo", ["critic=null"], "critic:", "expected an object", "got None"),
         ("ppo", ["model.lora.rank=8"], "critic.kind='model'", "model.lora is there to avoid", "Set critic.kind=head"),
-        ("star", ["optimizer.epochs=2"], "optimizer.epochs=2", "in 40 steps of 8 trajectories", "Leave both out"),
-        ("star", ["optimizer.mini_batches=4"], "mini_batches=4", "in 40 steps of 8 trajectories", "Leave both out"),
+        ("star", ["optimizer.epochs=2"], "optimizer.epochs=2", "in 40 steps of 8 trajectories", "Set both to 1"),
+        ("star", ["optimizer.mini_batches=4"], "mini_batches=4", "in 40 steps of 8 trajectories", "Set both to 1"),
+        ("reinforce", ["optimizer.epochs=2"], "optimizer.epochs=2", "'reinforce' has no ratio", "Leave it at 1"),
+        ("remax", ["optimizer.epochs=3"], "optimizer.epochs=3", "'remax' has no ratio", "such as grpo or ppo"),
         ("kto", ["optimizer.mini_batches=5"], "mini_batches=5", "at least two tasks", "Raise the first or lower"),
         ("kto", ["rollout.tasks_per_update=1"], "tasks_per_update=1", "at least two tasks", "Raise the first or lower"),
         ("reinforce", ["extras.replay.groups=2"], "extras.replay", "does not correct for that", "such as grpo or bapo"),
@@ -170,11 +175,8 @@ def test_files_of_the_wrong_kind(tmp_path: Path) -> None:
     [
         ("gigpo", Bare, ["'gigpo' compares turns taken in the same state", "Bare does not name", "ToolEnv.state_key"]),
         ("gigpo", Foreign, ["Foreign does not name its states", "such as grpo"]),
-        (
-            "arpo",
-            Foreign,
-            ["'arpo' copies half-finished", "Foreign cannot be forked", "ToolEnv", "such as grpo"],
-        ),
+        ("mt_grpo", Bare, ["'mt_grpo' gives the first turn", "Bare rewards no turns", "ToolEnv.turn_reward"]),
+        ("arpo", Foreign, ["'arpo' copies half-finished", "Foreign cannot be forked", "ToolEnv", "such as grpo"]),
         ("prm_monte_carlo", Foreign, ["'prm_monte_carlo' copies", "Foreign cannot be forked"]),
         ("sft", Bare, ["'sft' imitates demonstrations", "Bare defines no oracle", "Give data.path, or override"]),
         ("sft", Foreign, ["data.path was not given", "Foreign defines no oracle"]),

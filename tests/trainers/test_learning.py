@@ -38,6 +38,7 @@ FAMILIES = {
     "arpo": (),  # branches
     "clip_cov": (),  # chooses tokens by covariance
     "gigpo": (),  # credit for single turns
+    "prm": (),  # credit for single turns, off a tree of branches
     "dpo": (),  # pairs from groups
     "gapo": ("critic.kind=head",),  # a learned reward
     "star": ("updates=1", "optimizer.mini_batches=1"),  # imitates itself

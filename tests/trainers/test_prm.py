@@ -26,7 +26,6 @@ from agentrl.trainers.reward_models.steps import (
     potential_rewards,
     return_of,
     success_of,
-    weakest_step,
     with_step_rewards,
 )
 from agentrl.trajectory import Leaf, StopReason, Tree
@@ -77,11 +76,6 @@ class TestDifferences:
         short, long = potential_rewards(0.5, [1.0]), potential_rewards(0.5, [0.9] * 50 + [1.0])
         assert math.fsum(long) == pytest.approx(math.fsum(short))
         assert sum([0.9] * 50) > 40  # raw step scores would have paid for each
-
-    def test_weakest_step(self) -> None:
-        assert weakest_step([0.9, 0.2, 1.0]) == 0.2
-        with pytest.raises(ValueError, match="without a step"):
-            weakest_step([])
 
 
 class TestBranchValues:

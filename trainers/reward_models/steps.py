@@ -74,19 +74,6 @@ def potential_rewards(before: float, values: Sequence[float]) -> list[float]:
     return [after - value for value, after in zip([before, *values], values, strict=False)]
 
 
-def weakest_step(values: Sequence[float]) -> float:
-    """The score of a solution is that of its worst step (Math-Shepherd, arXiv:2312.08935, section 3.2).
-
-    To rank finished solutions. The product of all steps (arXiv:2305.20050) falls with every further step instead.
-
-    Raises:
-        ValueError: No step.
-    """
-    if not values:
-        raise ValueError("A solution without a step has no score.")
-    return min(values)
-
-
 def with_step_rewards(tree: Tree, values: Values) -> Tree:
     """The tree with differences of values as rewards of the turns.
 
