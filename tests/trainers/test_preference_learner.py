@@ -179,6 +179,20 @@ def test_micro_batches_do_not_change_the_gradient(name: str) -> None:
             assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("name", ["dpo", "ipo", "ipo_token_mean", "orpo"])
+def test_the_order_of_groups_does_not_matter(name: str) -> None:
+    """Unlike that of KTO, whose reference point takes each completion with the prompt of the next task."""
+    results = []
+    for trees in (groups(4), groups(4)[::-1]):
+        model = exact_model()
+        metrics = learner_of(model, recipe_of(name), exact_model(scale=1.1)).update(trees, number=0, seed=0)
+        results.append((metrics["loss"], [p.grad.clone() for p in model.parameters() if p.grad is not None]))
+    (loss, gradients), (other_loss, other_gradients) = results
+    assert other_loss == pytest.approx(loss, rel=1e-9)
+    for ours, theirs in zip(gradients, other_gradients, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize(("name", "expected"), [("dpo", math.log(2)), ("ipo", 25.0), ("kto", 0.5)])
 def test_the_loss_before_the_first_step(name: str, expected: float) -> None:
     """The policy is its own reference: h = 0, z0 = 0. ln 2, (1 / .2)^2, lambda / 2."""
