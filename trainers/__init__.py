@@ -33,7 +33,9 @@ if TYPE_CHECKING:
     from agentrl.trainers.entropy_advantages import EntropyShapedSequences as EntropyShapedSequences
     from agentrl.trainers.entropy_advantages import EntropyShapedTokens as EntropyShapedTokens
     from agentrl.trainers.feedback import Advantage as Advantage
+    from agentrl.trainers.feedback import AdvantageWrapper as AdvantageWrapper
     from agentrl.trainers.feedback import Feedback as Feedback
+    from agentrl.trainers.feedback import GroupRelative as GroupRelative
     from agentrl.trainers.forward import TokenScorer as TokenScorer
     from agentrl.trainers.forward import TokenScores as TokenScores
     from agentrl.trainers.gae import GAE as GAE
@@ -85,7 +87,6 @@ if TYPE_CHECKING:
     from agentrl.trainers.soft_surrogates import PolicyGradient as PolicyGradient
     from agentrl.trainers.soft_surrogates import SoftGate as SoftGate
     from agentrl.trainers.step_advantages import FirstTurn as FirstTurn
-    from agentrl.trainers.step_advantages import GroupRelative as GroupRelative
     from agentrl.trainers.step_advantages import ProcessNormalized as ProcessNormalized
     from agentrl.trainers.step_advantages import StateGroups as StateGroups
     from agentrl.trainers.step_advantages import TreeNormalized as TreeNormalized
@@ -105,6 +106,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdaptiveClip": "adaptive_clip",
     "Advantage": "feedback",
+    "AdvantageWrapper": "feedback",
     "Aggregation": "aggregation",
     "Algorithm": "algorithm",
     "AllPairs": "preference.builders",
@@ -135,7 +137,7 @@ _HOMES = {
     "GroupCentered": "advantages",
     "GroupFilter": "shaping",
     "GroupNormalized": "advantages",
-    "GroupRelative": "step_advantages",
+    "GroupRelative": "feedback",
     "ImitationRecipe": "imitation",
     "KLCov": "covariance",
     "KLEstimator": "kl",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from agentrl.trainers.feedback import Advantage, Feedback
+from agentrl.trainers.feedback import AdvantageWrapper, Feedback, GroupRelative
 from agentrl.trainers.masking import require_paths, require_rows, zero_outside
 
 
@@ -125,16 +125,11 @@ def group_sizes(group: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GroupNormalized(Advantage):
+class GroupNormalized(GroupRelative):
     """GRPO's z-score within the group, the same for all tokens of a trajectory (`group_normalized`)."""
 
     eps: float = 1e-6
     ddof: int = 1
-
-    @property
-    def min_group_size(self) -> int:
-        """One trajectory cannot be compared with itself."""
-        return 2
 
     def __call__(self, feedback: Feedback) -> Tensor:
         """[B, L] from the returns."""
@@ -143,13 +138,8 @@ class GroupNormalized(Advantage):
 
 
 @dataclass(frozen=True, slots=True)
-class GroupCentered(Advantage):
+class GroupCentered(GroupRelative):
     """Dr. GRPO's difference from the group mean, the same for all tokens of a trajectory (`group_centered`)."""
-
-    @property
-    def min_group_size(self) -> int:
-        """One trajectory cannot be compared with itself."""
-        return 2
 
     def __call__(self, feedback: Feedback) -> Tensor:
         """[B, L] from the returns."""
@@ -157,43 +147,12 @@ class GroupCentered(Advantage):
 
 
 @dataclass(frozen=True, slots=True)
-class SharedMean(Advantage):
+class SharedMean(AdvantageWrapper):
     """ARPO's hard estimator around any other: copies of a shared token get their mean (`mean_over_shared`).
 
     Without it the estimate is soft: each copy keeps the advantage of its own trajectory, and the average arises in
     the gradient. The two agree where every token has the same weight and no copy is clipped.
     """
-
-    inner: Advantage
-
-    @property
-    def needs_critic(self) -> bool:
-        """As the inner estimator."""
-        return self.inner.needs_critic
-
-    @property
-    def needs_greedy(self) -> bool:
-        """As the inner estimator."""
-        return self.inner.needs_greedy
-
-    @property
-    def needs_states(self) -> bool:
-        """As the inner estimator."""
-        return self.inner.needs_states
-
-    @property
-    def needs_turn_rewards(self) -> bool:
-        """As the inner estimator."""
-        return self.inner.needs_turn_rewards
-
-    @property
-    def min_group_size(self) -> int:
-        """As the inner estimator."""
-        return self.inner.min_group_size
-
-    def value_targets(self, feedback: Feedback) -> Tensor:
-        """As the inner estimator."""
-        return self.inner.value_targets(feedback)
 
     def __call__(self, feedback: Feedback) -> Tensor:
         """[B, L] from the inner estimator's."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agentrl.errors import DataError
 from agentrl.trainers.advantages import group_centered, group_sizes
-from agentrl.trainers.feedback import Advantage, Feedback, reward_to_go
+from agentrl.trainers.feedback import Advantage, Feedback, GroupRelative, reward_to_go
 from agentrl.trainers.masking import require_paths, require_rows, zero_outside
 
 
@@ -96,13 +96,8 @@ class BatchCentered(Advantage):
 
 
 @dataclass(frozen=True, slots=True)
-class LeaveOneOut(Advantage):
+class LeaveOneOut(GroupRelative):
     """RLOO's mean of the others (`leave_one_out`)."""
-
-    @property
-    def min_group_size(self) -> int:
-        """There have to be others."""
-        return 2
 
     def __call__(self, feedback: Feedback) -> Tensor:
         """[B, L] from the returns."""
@@ -110,13 +105,8 @@ class LeaveOneOut(Advantage):
 
 
 @dataclass(frozen=True, slots=True)
-class LengthWeighted(Advantage):
+class LengthWeighted(GroupRelative):
     """OPO's length-weighted mean (`length_weighted`)."""
-
-    @property
-    def min_group_size(self) -> int:
-        """One trajectory cannot be compared with itself."""
-        return 2
 
     def __call__(self, feedback: Feedback) -> Tensor:
         """[B, L] from the returns."""
@@ -168,13 +158,8 @@ class WhitenedReturns(Advantage):
 
 
 @dataclass(frozen=True, slots=True)
-class WhitenedGroupCentered(Advantage):
+class WhitenedGroupCentered(GroupRelative):
     """REINFORCE++-baseline: the group's mean is subtracted, then all tokens of the batch are whitened together."""
-
-    @property
-    def min_group_size(self) -> int:
-        """One trajectory cannot be compared with itself."""
-        return 2
 
     def __call__(self, feedback: Feedback) -> Tensor:
         """[B, L] from the returns."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from agentrl.errors import ConfigError
 from agentrl.trainers.advantages import group_sizes
-from agentrl.trainers.feedback import Advantage, Feedback
+from agentrl.trainers.feedback import AdvantageWrapper, Feedback, GroupRelative
 from agentrl.trainers.masking import require_paths, zero_outside
 
 _EPS = 1e-8
@@ -109,7 +109,7 @@ def standardized(values: Tensor, part: Tensor, mask: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EntropyShapedTokens(Advantage):
+class EntropyShapedTokens(GroupRelative):
     """GTPO's advantage: z-scores of its token rewards (`entropy_shaped_tokens`).
 
     Success is the environment's verdict, not the reward: the method is defined for right and wrong.
@@ -127,11 +127,6 @@ class EntropyShapedTokens(Advantage):
     def __post_init__(self) -> None:
         _check_weights(self.base, self.bonus)
 
-    @property
-    def min_group_size(self) -> int:
-        """One trajectory cannot be compared with itself."""
-        return 2
-
     def __call__(self, feedback: Feedback) -> Tensor:
         """[B, L]."""
         batch = feedback.batch
@@ -143,7 +138,7 @@ class EntropyShapedTokens(Advantage):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EntropyShapedSequences(Advantage):
+class EntropyShapedSequences(GroupRelative):
     """GRPO-S's advantage: z-scores of its trajectory rewards (`entropy_shaped_sequences`).
 
     Raises:
@@ -157,11 +152,6 @@ class EntropyShapedSequences(Advantage):
 
     def __post_init__(self) -> None:
         _check_weights(self.base, self.bonus)
-
-    @property
-    def min_group_size(self) -> int:
-        """One trajectory cannot be compared with itself."""
-        return 2
 
     def __call__(self, feedback: Feedback) -> Tensor:
         """[B, L]."""
@@ -180,44 +170,14 @@ def _check_weights(base: float, bonus: float) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EntropyAware(Advantage):
+class EntropyAware(AdvantageWrapper):
     """AEPO's advantage: A (1 + weight * z(H)), z over all tokens of the batch. arXiv:2510.14545, section 4.3.
 
     The factor is held at 0 from below, so that it cannot turn an advantage around (paper and code let it, from
     z < -1 / weight on).
     """
 
-    inner: Advantage
     weight: float = 0.2
-
-    @property
-    def needs_critic(self) -> bool:
-        """As the inner estimator."""
-        return self.inner.needs_critic
-
-    @property
-    def needs_greedy(self) -> bool:
-        """As the inner estimator."""
-        return self.inner.needs_greedy
-
-    @property
-    def needs_states(self) -> bool:
-        """As the inner estimator."""
-        return self.inner.needs_states
-
-    @property
-    def needs_turn_rewards(self) -> bool:
-        """As the inner estimator."""
-        return self.inner.needs_turn_rewards
-
-    @property
-    def min_group_size(self) -> int:
-        """As the inner estimator."""
-        return self.inner.min_group_size
-
-    def value_targets(self, feedback: Feedback) -> Tensor:
-        """As the inner estimator."""
-        return self.inner.value_targets(feedback)
 
     def __call__(self, feedback: Feedback) -> Tensor:
         """[B, L] from the inner estimator's."""

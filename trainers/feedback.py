@@ -108,3 +108,49 @@ class Advantage(Protocol):
         Only read where `needs_critic`.
         """
         return reward_to_go(feedback.stream, feedback.batch.mask)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRelative(Advantage):
+    """Base of the estimators that compare trajectories of one task: one alone tells nothing."""
+
+    @property
+    def min_group_size(self) -> int:
+        """One trajectory cannot be compared with itself."""
+        return 2
+
+
+@dataclass(frozen=True, slots=True)
+class AdvantageWrapper(Advantage):
+    """Base of the estimators that change what another one says: they need what it needs."""
+
+    inner: Advantage
+
+    @property
+    def needs_critic(self) -> bool:
+        """As the inner estimator."""
+        return self.inner.needs_critic
+
+    @property
+    def needs_greedy(self) -> bool:
+        """As the inner estimator."""
+        return self.inner.needs_greedy
+
+    @property
+    def needs_states(self) -> bool:
+        """As the inner estimator."""
+        return self.inner.needs_states
+
+    @property
+    def needs_turn_rewards(self) -> bool:
+        """As the inner estimator."""
+        return self.inner.needs_turn_rewards
+
+    @property
+    def min_group_size(self) -> int:
+        """As the inner estimator."""
+        return self.inner.min_group_size
+
+    def value_targets(self, feedback: Feedback) -> Tensor:
+        """As the inner estimator."""
+        return self.inner.value_targets(feedback)

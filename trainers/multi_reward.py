@@ -13,11 +13,10 @@ from agentrl.errors import ConfigError
 from agentrl.trainers.advantages import GroupNormalized, group_normalized
 from agentrl.trainers.algorithm import Algorithm
 from agentrl.trainers.batch import PathBatch
-from agentrl.trainers.feedback import Feedback
+from agentrl.trainers.feedback import Feedback, GroupRelative
 from agentrl.trainers.recipe import Recipe
 from agentrl.trainers.settings import RewardSettings
 from agentrl.trainers.shaping import RewardShaping
-from agentrl.trainers.step_advantages import GroupRelative
 
 
 def part_weights(batch: PathBatch, weights: Mapping[str, float]) -> Tensor:

@@ -11,18 +11,8 @@ from torch import Tensor
 
 from agentrl.errors import ConfigError
 from agentrl.trainers.advantages import group_centered, group_normalized
-from agentrl.trainers.feedback import Advantage, Feedback, reward_to_go
+from agentrl.trainers.feedback import Feedback, GroupRelative, reward_to_go
 from agentrl.trainers.turns import at_tokens, turn_mask, turn_states, turn_sums
-
-
-@dataclass(frozen=True, slots=True)
-class GroupRelative(Advantage):
-    """Base of the estimators that compare trajectories of one task: one alone tells nothing."""
-
-    @property
-    def min_group_size(self) -> int:
-        """One trajectory cannot be compared with itself."""
-        return 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

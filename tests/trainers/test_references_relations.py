@@ -52,7 +52,7 @@ def batch(request: pytest.FixtureRequest) -> Batch:
     )
 
 
-def close(left: list[float], right: list[float]) -> None:
+def assert_close(left: list[float], right: list[float]) -> None:
     assert left == pytest.approx(right, abs=1e-8)
     assert any(abs(value) > 1e-3 for value in left)  # two gradients of zero prove nothing
 
@@ -84,7 +84,7 @@ def test_gspo_token_has_the_value_and_the_gradient_of_gspo(batch: Batch) -> None
             )
 
         assert tokens(batch.new) == pytest.approx(sequences(batch.new), abs=1e-12)
-        close(gradient(tokens, batch.new), gradient(sequences, batch.new))
+        assert_close(gradient(tokens, batch.new), gradient(sequences, batch.new))
 
 
 def policy_gradient(batch: Batch) -> list[float]:
@@ -105,7 +105,7 @@ def test_on_policy_gradients_are_the_policy_gradient(batch: Batch) -> None:
         lambda new: reference_cispo.trl_loss(*group, new, batch.old, eps=1e-6, frozen=batch.old),
         lambda new: reference_aepo.loss(*group, batch.entropy, new, batch.old, weight=0.0, frozen=batch.old),
     ):
-        close(gradient(loss, batch.old), expected)
+        assert_close(gradient(loss, batch.old), expected)
 
 
 @pytest.mark.parametrize("tau", [0.5, 1.0, 3.0])
@@ -119,7 +119,7 @@ def test_sapo_gradient_at_ratio_one_ignores_the_temperature(batch: Batch, tau: f
     def gated(new: list[float]) -> float:
         return reference_sapo.loss(*group, new, batch.old, tau_pos=tau, tau_neg=tau)
 
-    close(gradient(gated, batch.old), gradient(plain, batch.old))
+    assert_close(gradient(gated, batch.old), gradient(plain, batch.old))
 
 
 def test_gtpo_conserves_mass(batch: Batch) -> None:
