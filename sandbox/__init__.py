@@ -6,11 +6,13 @@ from agentrl.sandbox.core import (
     ExecStatus,
     Limits,
     Sandbox,
+    SandboxFileError,
     SandboxUnavailableError,
     SecurityLevel,
     Session,
     StateAfter,
 )
+from agentrl.sandbox.session import RunnerSandbox
 from agentrl.sandbox.unsafe_subprocess import UnsafeSubprocess
 
 __all__ = [
@@ -18,7 +20,9 @@ __all__ = [
     "ExecResult",
     "ExecStatus",
     "Limits",
+    "RunnerSandbox",
     "Sandbox",
+    "SandboxFileError",
     "SandboxUnavailableError",
     "SecurityLevel",
     "Session",

@@ -1,6 +1,6 @@
 """Running one cell of Python as a notebook would: names persist, the value of a last expression is shown.
 
-Standard library only: the worker runs this file without agentrl.
+Standard library only: the runner has this file without agentrl.
 """
 
 import __future__
@@ -153,7 +153,7 @@ def _exit_outcome(code: Any, streams: StandardStreams) -> CellOutcome:
     if code is None:
         return CellOutcome(succeeded=True, exit_code=0)
     if isinstance(code, int):
-        return CellOutcome(succeeded=code == 0, exit_code=int(code))
+        return CellOutcome(succeeded=code == 0, exit_code=int(code) & 0xFF)  # as the system would report it
     with suppress(BaseException):  # its __str__ is the cell's code
         streams.write(f"{code}\n")
     return CellOutcome(succeeded=False, exit_code=1)

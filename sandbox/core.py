@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, Protocol, Self, TypeAlias
 
-from agentrl.errors import ConfigError, InfrastructureError
+from agentrl.errors import AgentRLError, ConfigError, InfrastructureError
 
 ExecStatus: TypeAlias = Literal["ok", "error", "timeout", "killed"]
 StateAfter: TypeAlias = Literal["kept", "rolled_back", "reset"]
@@ -31,6 +31,10 @@ class SandboxUnavailableError(InfrastructureError):
     """The back end cannot be used on this machine; the message names the remedy."""
 
 
+class SandboxFileError(AgentRLError, OSError):
+    """A file of a session cannot be read or written: the program's doing, or a wrong name."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Limits:
     """Limits of one session. CPU seconds are the main limit, wall-clock seconds the safety net.
@@ -44,6 +48,11 @@ class Limits:
     memory_mb: int = 512
     pids: int = 64
     file_mb: int = 64
+    """Size of one file."""
+    disk_mb: int = 64
+    """Size of all files together, where the back end can limit it."""
+    inodes: int = 4096
+    """Number of files and folders, where the back end can limit it."""
     open_files: int = 128
     output_bytes: int = 8192
     code_bytes: int = 100_000
@@ -95,6 +104,32 @@ class Session(Protocol):
 
         Raises:
             ForkError: The state cannot be reproduced.
+        """
+        ...
+
+    def read(self, path: str, max_bytes: int) -> bytes:
+        """The content of a regular file below the working directory. No link is followed.
+
+        Raises:
+            SandboxFileError: There is no such file, or it is larger than `max_bytes`.
+            InfrastructureError: The sandbox itself failed.
+        """
+        ...
+
+    def write(self, path: str, data: bytes) -> None:
+        """Writes a file below the working directory, and the folders that lead to it.
+
+        Raises:
+            SandboxFileError: There is no space, or something else of that name.
+            InfrastructureError: The sandbox itself failed.
+        """
+        ...
+
+    def list_files(self) -> list[str]:
+        """Paths of the regular files below the working directory, sorted; the first 1,000.
+
+        Raises:
+            InfrastructureError: The sandbox itself failed.
         """
         ...
 

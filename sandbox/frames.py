@@ -1,24 +1,56 @@
-"""Messages between a sandbox and its worker: length-prefixed JSON over a unix socket, file descriptors on the side.
+"""Messages of a sandbox: length-prefixed JSON over a byte stream; between its processes also file descriptors.
 
 Nothing but JSON ever crosses this border, and no byte count of the other side is believed before it is checked.
-Standard library only: the worker runs this file without agentrl.
+Standard library only: the runner has this file without agentrl.
 """
 
 import json
 import os
 import socket
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import Any, NoReturn
 
 HEADER = struct.Struct(">I")
 MAX_FDS = 4
 MAX_FRAME_BYTES = 1 << 20
+_READ_BYTES = 1 << 16
 
 
 class FrameError(Exception):
     """What arrived is not a message: junk, an oversized frame, half a frame."""
+
+
+def encode(message: Mapping[str, Any]) -> bytes:
+    """A message as it is sent: four bytes of length, then JSON."""
+    body = json.dumps(message).encode()
+    return HEADER.pack(len(body)) + body
+
+
+def read_message(read: Callable[[int], bytes], max_bytes: int = MAX_FRAME_BYTES) -> dict[str, Any]:
+    """The next message of a stream.
+
+    Args:
+        read: Gives at least one and at most so many bytes of the stream, none at its end.
+        max_bytes: A larger message is refused before memory is taken for it.
+
+    Raises:
+        EOFError: The stream ended between two messages.
+        FrameError: What came is no message.
+    """
+    header = _read_all(read, HEADER.size)
+    if not header:
+        raise EOFError("the other side hung up")
+    if len(header) < HEADER.size:
+        raise FrameError("half a header")
+    (num_bytes,) = HEADER.unpack(header)
+    if num_bytes > max_bytes:
+        raise FrameError(f"a frame of {num_bytes} bytes; at most {max_bytes} are accepted")
+    body = _read_all(read, num_bytes)
+    if len(body) < num_bytes:
+        raise FrameError("half a frame")
+    return _parse(body)
 
 
 class Channel:
@@ -31,7 +63,7 @@ class Channel:
 
     def __init__(self, sock: socket.socket, max_bytes: int = MAX_FRAME_BYTES) -> None:
         self._sock = sock
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
 
     @classmethod
     def adopt(cls, fd: int, max_bytes: int = MAX_FRAME_BYTES) -> "Channel":
@@ -50,8 +82,7 @@ class Channel:
             TimeoutError: The other side does not read.
             OSError: It hung up.
         """
-        body = json.dumps(message).encode()
-        data = HEADER.pack(len(body)) + body
+        data = encode(message)
         self._sock.settimeout(timeout_s)
         num_sent = socket.send_fds(self._sock, [data], fds) if fds else 0
         if num_sent < len(data):  # sending nothing would fail where the receiver has already read all and left
@@ -67,49 +98,22 @@ class Channel:
             OSError: The connection broke.
         """
         deadline = None if timeout_s is None else monotonic() + timeout_s
-        header, fds = self._read(HEADER.size, deadline)
+        fds: list[int] = []
+
+        def read(num_bytes: int) -> bytes:
+            self._sock.settimeout(None if deadline is None else max(1e-3, deadline - monotonic()))
+            data, received, _, _ = socket.recv_fds(self._sock, num_bytes, MAX_FDS)
+            for fd in received:
+                os.set_inheritable(fd, False)
+            fds.extend(received)
+            return data
+
         try:
-            if not header:
-                raise EOFError("the other side hung up")
-            if len(header) < HEADER.size:
-                raise FrameError("half a header")
-            (num_bytes,) = HEADER.unpack(header)
-            if num_bytes > self._max_bytes:
-                raise FrameError(f"a frame of {num_bytes} bytes; at most {self._max_bytes} are accepted")
-            body, more = self._read(num_bytes, deadline)
-            fds += more
-            if len(body) < num_bytes:
-                raise FrameError("half a frame")
-            return _parse(body), fds
+            return read_message(read, self.max_bytes), fds
         except BaseException:
             for fd in fds:
                 os.close(fd)
             raise
-
-    def _read(self, num_bytes: int, deadline: float | None) -> tuple[bytes, list[int]]:
-        """Up to `num_bytes` bytes (fewer only at the end of the stream) and the descriptors among them."""
-        data, fds = bytearray(), list[int]()
-        while len(data) < num_bytes:
-            self._sock.settimeout(None if deadline is None else max(1e-3, deadline - monotonic()))
-            part, received, _, _ = socket.recv_fds(self._sock, min(num_bytes - len(data), 1 << 16), MAX_FDS)
-            for fd in received:
-                os.set_inheritable(fd, False)
-            fds += received
-            if not part:
-                break
-            data += part
-        return bytes(data), fds
-
-    def shut_down(self) -> None:
-        """Tells the other side that no message will follow; safe to call twice and from any thread."""
-        try:
-            self._sock.shutdown(socket.SHUT_WR)
-        except OSError:  # already closed, or the other side is gone
-            return
-
-    def detach(self) -> int:
-        """Gives the descriptor away."""
-        return self._sock.detach()
 
     def close(self) -> None:
         """Closes this end."""
@@ -120,6 +124,17 @@ def pair(max_bytes: int = MAX_FRAME_BYTES) -> tuple[Channel, Channel]:
     """Two connected channels; neither descriptor is inherited by programs."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     return Channel(ours, max_bytes), Channel(theirs, max_bytes)
+
+
+def _read_all(read: Callable[[int], bytes], num_bytes: int) -> bytes:
+    """So many bytes; fewer only at the end of the stream."""
+    data = bytearray()
+    while len(data) < num_bytes:
+        part = read(min(num_bytes - len(data), _READ_BYTES))
+        if not part:
+            break
+        data += part
+    return bytes(data)
 
 
 def _parse(body: bytes) -> dict[str, Any]:

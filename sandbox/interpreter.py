@@ -1,11 +1,12 @@
 """The process that holds a session's names: it runs cells and copies itself by `fork`.
 
-Every cell starts with a copy, the checkpoint, which sleeps until the supervisor either kills it (the cell went well)
-or speaks to it (the cell was killed, and the checkpoint is the interpreter from now on). `Session.fork` is the same
-copy, moved under a supervisor of its own.
-Standard library only: the worker runs this file without agentrl.
+Every cell starts with a copy, the checkpoint, which sleeps until the runner either kills it (the cell went well) or
+speaks to it (the cell was killed, and the checkpoint is the interpreter from now on). The interpreter of a forked
+session is the same kind of copy, moved to a folder of its own.
+Standard library only: the runner has this file without agentrl.
 """
 
+import ctypes
 import gc
 import os
 import resource
@@ -17,49 +18,46 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from agentrl.sandbox.cells import Namespace, StandardStreams
-from agentrl.sandbox.frames import Channel, FrameError, pair
-from agentrl.sandbox.launch import worker_command, worker_environment
+from agentrl.sandbox.frames import Channel, FrameError
 from agentrl.sandbox.open_files import find_obstacle, split_files
 from agentrl.sandbox.process_tree import kill_group
 
-_OOM_SCORE = 800  # when memory runs out, the kernel shall take this process and not the trainer
+_PR_SET_DUMPABLE = 4
+_OOM_SCORE = 800  # when memory runs out, the kernel shall take this process and neither runner nor trainer
 
 
 class Interpreter:
-    """Serves its supervisor until that hangs up.
+    """Serves its runner until that hangs up.
 
     Args:
-        channel: To the supervisor.
-        config: `root` (the session's directory) and the session's limits, as the host sent them.
+        channel: To the runner.
+        config: `root` (the folder that holds `work` and `tmp`), the limits, and `max_user_processes`.
     """
 
     def __init__(self, channel: Channel, config: Mapping[str, Any]) -> None:
         self._channel = channel
+        self._channel.max_bytes = sys.maxsize  # the runner can be trusted, and code may be long
         self._config = dict(config)
         self._namespace = Namespace()
         self._group_to_kill: int | None = None
         """Of a checkpoint: the process group that runs the cell it guards."""
 
     def prepare(self) -> None:
-        """Makes this process, just forked off the supervisor, the one that runs the session's cells."""
+        """Makes this process, just forked off the runner, the one that runs the session's cells."""
         os.setsid()
-        enter_directory(self._config["root"])
+        set_dumpable(True)  # unlike the runner's, its memory and descriptors are the cells' own
+        _enter_folder(self._config["root"])
         sys.path.insert(0, "")  # a cell can import a file that it wrote
         sys.argv = [""]
-        _set_oom_score(_OOM_SCORE)
-        mb = 1 << 20
-        for kind, value in (
-            (resource.RLIMIT_AS, self._config["memory_mb"] * mb),
-            (resource.RLIMIT_FSIZE, self._config["file_mb"] * mb),
-            (resource.RLIMIT_NOFILE, self._config["open_files"]),
-            (resource.RLIMIT_CORE, 0),
-        ):
-            with suppress(OSError, ValueError):  # above the hard limit already in force, or not enforced by this system
-                resource.setrlimit(kind, (int(value), int(value)))
+        with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write(str(_OOM_SCORE))
+        for kind, value in _resource_limits(self._config):
+            with suppress(OSError, ValueError):  # above the hard limit in force, or not known to this system
+                resource.setrlimit(kind, (value, value))
         gc.freeze()  # later forks then share these pages for good
 
     def serve(self) -> NoReturn:
-        """Answers requests; ends this process when the supervisor is gone."""
+        """Answers requests; ends this process when the runner is gone."""
         while True:
             try:
                 message, fds = self._channel.receive()
@@ -73,7 +71,7 @@ class Interpreter:
                         os.close(fd)
                 with suppress(OSError):
                     self._channel.send({"op": "failed", "error": str(error)})
-        if self._group_to_kill is not None:  # the supervisor was killed in the middle of a cell
+        if self._group_to_kill is not None:  # the runner was killed in the middle of a cell
             kill_group(self._group_to_kill)
         os._exit(0)
 
@@ -94,7 +92,7 @@ class Interpreter:
             elif self._clone(fds[0]):
                 self._group_to_kill = None
         elif message["op"] == "move":
-            self._move(message["root"], fds[0])
+            self._move(message["source"], message["target"])
 
     def _find_obstacle(self, own_fds: set[int]) -> str | None:
         try:
@@ -116,9 +114,9 @@ class Interpreter:
         self._channel.send({**done, "exit_code": outcome.exit_code, "cpu_s": _cpu_s() - cpu_before})
 
     def _clone(self, fd: int) -> bool:
-        """Copies this process; True in the copy, which listens on `fd` and is nobody's child but the supervisor's.
+        """Copies this process; True in the copy, which listens on `fd` and is nobody's child but the runner's.
 
-        The double fork lets the copy be adopted by the supervisor, so that `os.wait()` in a cell never meets it.
+        The double fork lets the copy be adopted by the runner, so that `os.wait()` in a cell never meets it.
         """
         group = os.getpgrp()
         random_state = _random_state()
@@ -136,68 +134,57 @@ class Interpreter:
             os._exit(1)
         os.setpgid(0, 0)
         self._channel.close()
-        self._channel = Channel.adopt(fd)
+        self._channel = Channel.adopt(fd, max_bytes=sys.maxsize)
         self._group_to_kill = group
         _restore_random_state(random_state)
         self._channel.send({"op": "ready", "pid": os.getpid()})
         return True
 
-    def _move(self, root: str, host_fd: int) -> None:
-        """Goes to another directory and under a new supervisor, which this process becomes after one more fork."""
+    def _move(self, source: str, target: str) -> None:
+        """Makes this copy independent of its original: open files and current directory become those of its folder.
+
+        Args:
+            source: Where the folder of the original lies now.
+            target: Where its copy lies now.
+        """
+        error = None
         try:
-            split_files({self._channel.fileno(), host_fd}, self._config["root"], root)
-            inside = os.path.relpath(os.getcwd(), self._config["root"])
-            enter_directory(root, inside)
-        except OSError as error:
-            self._channel.send({"op": "moved", "error": str(error)})
-            os._exit(1)
-        self._config["root"] = root
-        to_interpreter, to_supervisor = pair()
-        random_state = _random_state()
-        child = os.fork()
-        if child:
-            self._channel.send({"op": "moved", "error": None})
-            become_supervisor(host_fd, to_interpreter.detach(), child)
-        os.setsid()
-        os.close(host_fd)
-        to_interpreter.close()
-        self._channel.close()
-        self._channel = to_supervisor
-        _restore_random_state(random_state)
+            inside = os.path.relpath(os.getcwd(), source)
+            split_files({self._channel.fileno()}, source, target)
+            if not inside.startswith(".."):
+                os.chdir(os.path.join(target, inside))
+        except OSError as failure:
+            error = str(failure)
+        self._channel.send({"op": "moved", "error": error})
 
 
-def enter_directory(root: str, inside: str = "work") -> None:
-    """Makes a directory below the session's root the current one, and its temporary folder the default.
+def set_dumpable(dumpable: bool) -> None:
+    """Whether processes of the same user may trace this one and look into /proc/PID; without effect off Linux."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
 
-    Args:
-        root: The session's directory, with the folders `work` and `tmp`.
-        inside: Where to go, relative to the root; a place outside of it is left as it is.
-    """
-    if not inside.startswith(".."):
-        os.chdir(os.path.join(root, inside))
+
+def _enter_folder(root: str) -> None:
+    os.chdir(os.path.join(root, "work"))
     os.environ["HOME"] = os.path.join(root, "work")
     os.environ["TMPDIR"] = os.path.join(root, "tmp")
-    tempfile: Any = sys.modules.get("tempfile")
-    if tempfile is not None:
-        tempfile.tempdir = None  # it remembers the folder of its first use
 
 
-def become_supervisor(host_fd: int, interpreter_fd: int, interpreter_pid: int) -> NoReturn:
-    """Replaces this process, whose memory cells have written to, by a clean supervisor that keeps its children."""
-    for number in (signal.SIGCHLD, signal.SIGTERM):
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (hard, hard))
-    _set_oom_score(0)
-    for fd in (host_fd, interpreter_fd):
-        os.set_inheritable(fd, True)
-    command = worker_command(host_fd, interpreter_fd, interpreter_pid)
-    os.execve(command[0], command, worker_environment())
+def _resource_limits(config: Mapping[str, Any]) -> list[tuple[int, int]]:
+    mb = 1 << 20
+    limits = [
+        (resource.RLIMIT_AS, config["memory_mb"] * mb),
+        (resource.RLIMIT_FSIZE, config["file_mb"] * mb),
+        (resource.RLIMIT_NOFILE, config["open_files"]),
+        (resource.RLIMIT_CORE, 0),
+    ]
+    if config["max_user_processes"] is not None:
+        limits.append((resource.RLIMIT_NPROC, config["max_user_processes"]))
+    return [(kind, int(value)) for kind, value in limits]
 
 
 def _limit_cpu(cpu_s: float) -> None:
-    """The kernel's own limit behind the supervisor's: at least a second later, and the only one off Linux."""
+    """The kernel's own limit behind the runner's: at least a second later, and the only one off Linux."""
     with suppress(OSError, ValueError):
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
         resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + cpu_s) + 2, hard))
@@ -226,8 +213,3 @@ def _restore_random_state(state: Any) -> None:
     if state is not None:
         with suppress(Exception):
             sys.modules["random"].setstate(state)
-
-
-def _set_oom_score(score: int) -> None:
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-        file.write(str(score))

@@ -1,24 +1,75 @@
-"""How a worker process is started: the command line and the environment, equal for a new and for a forked session.
+"""How a runner is started: the command, its environment, and its own code, which comes over the stream.
 
-Standard library only: the worker runs this file without agentrl.
+The code is sent rather than installed in the sandbox, so that runner and host are always of one version and an image
+needs nothing but Python.
 """
 
-import os
-import sys
+import functools
+import json
+import struct
+from pathlib import Path
 
-_PYTHON = sys.executable  # taken before a cell could change it
-_WORKER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "worker.py")
-_FLAGS = ("-s", "-P")
-"""As isolated as `-I`, which would also ignore PYTHONHASHSEED; instead the environment is built from nothing."""
+MODULES = (
+    "frames",
+    "output",
+    "process_tree",
+    "session_files",
+    "session_folder",
+    "open_files",
+    "cells",
+    "interpreter",
+    "cell_watch",
+    "runner",
+)
+"""The files of this package that run inside a sandbox, each after those that it imports. Standard library only."""
+MIN_PYTHON = (3, 11)
+
+_BOOTSTRAP = f"""
+import json, os, sys, types
+if sys.version_info < {MIN_PYTHON}:
+    sys.exit("Python {MIN_PYTHON[0]}.{MIN_PYTHON[1]} or later is needed, this is " + sys.version.split()[0])
+def read(size):
+    data = b""
+    while len(data) < size:
+        part = os.read(0, size - len(data))
+        if not part:
+            os._exit(0)
+        data += part
+    return data
+sys.path[:] = [entry for entry in sys.path if entry]
+for name in ("agentrl", "agentrl.sandbox"):
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = []
+for name, source in json.loads(read(int.from_bytes(read(4), "big"))).items():
+    module = sys.modules[name] = types.ModuleType(name)
+    exec(compile(source, name, "exec"), module.__dict__)
+main = sys.modules["agentrl.sandbox.runner"].main
+for name in [name for name in sys.modules if name.split(".")[0] == "agentrl"]:
+    del sys.modules[name]
+main()
+"""
 
 
-def worker_command(*arguments: int) -> list[str]:
-    """The program and its arguments (descriptors and process ids, see `worker.main`)."""
-    return [_PYTHON, *_FLAGS, _WORKER, *map(str, arguments)]
+def runner_command(python: str = "python3") -> list[str]:
+    """The program and its arguments; it reads requests on descriptor 0 and answers on descriptor 1.
+
+    Args:
+        python: The interpreter, as the sandbox sees it.
+    """
+    return [python, "-s", "-c", _BOOTSTRAP]
 
 
-def worker_environment() -> dict[str, str]:
-    """All environment variables that a worker and its cells see; no secret of the caller's is among them."""
+@functools.cache
+def runner_code() -> bytes:
+    """What a runner reads first: its own code."""
+    folder = Path(__file__).parent
+    modules = {f"agentrl.sandbox.{name}": (folder / f"{name}.py").read_text(encoding="utf-8") for name in MODULES}
+    body = json.dumps(modules).encode()
+    return struct.pack(">I", len(body)) + body
+
+
+def runner_environment() -> dict[str, str]:
+    """All environment variables that a runner and its cells see; no secret of the caller's is among them."""
     return {
         "PATH": "/usr/local/bin:/usr/bin:/bin",
         "LANG": "C.UTF-8",

@@ -1,7 +1,7 @@
 """What a forked interpreter would share with its original, and undoing the sharing where that is possible.
 
 After `fork` both processes have one file position for a file that was open, one pipe, one piece of shared memory.
-Standard library only: the worker runs this file without agentrl.
+Standard library only: the runner has this file without agentrl.
 """
 
 import os

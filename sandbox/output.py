@@ -1,6 +1,6 @@
 """A bounded memory of an unbounded stream of output: how it began and how it ended.
 
-Standard library only: the worker runs this file without agentrl.
+Standard library only: the runner has this file without agentrl.
 """
 
 import os

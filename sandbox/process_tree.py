@@ -1,7 +1,7 @@
 """Finding, measuring and killing all processes below this one.
 
 Linux only where it matters: elsewhere there is no /proc, nothing is found, and callers fall back on process groups.
-Standard library only: the worker runs this file without agentrl.
+Standard library only: the runner has this file without agentrl.
 """
 
 import ctypes
@@ -71,13 +71,7 @@ def measure(pids: Iterable[int]) -> Usage:
 
 def proportional_bytes(pids: Iterable[int]) -> int:
     """Memory of the processes with shared pages divided among those that share them; slower than `measure`."""
-    total = 0
-    for pid in pids:
-        with suppress(OSError, ValueError):
-            for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-                if line.startswith("Pss:"):
-                    total += int(line.split()[1]) * 1024
-    return total
+    return sum(map(_proportional_bytes, pids))
 
 
 def kill_descendants(pid: int, *, spare: Iterable[int] = (), prune: Iterable[int] = (), limit_s: float = 5.0) -> bool:
@@ -136,6 +130,19 @@ def exists(pid: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _proportional_bytes(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except PermissionError:  # it has made itself unreadable
+        stat = _read_stat(pid)
+        return 0 if stat is None else stat.resident_bytes
+    except (OSError, ValueError):
+        pass
+    return 0
 
 
 def _is_alive(pid: int) -> bool:

@@ -53,7 +53,7 @@ def test_a_future_import_holds_for_the_last_expression() -> None:
     assert "f" in names
 
 
-def test_the_workers_own_futures_do_not_leak_into_cells() -> None:
+def test_the_runners_own_futures_do_not_leak_into_cells() -> None:
     names, _ = run("def f(x: int): pass")
     assert names["f"].__annotations__ == {"x": int}  # type: ignore[attr-defined]
 

@@ -1,4 +1,4 @@
-"""The border between host and worker: nothing but checked JSON passes."""
+"""The border of a sandbox: nothing but checked JSON passes."""
 
 import os
 import socket
@@ -96,8 +96,8 @@ def test_hang_up_and_silence_are_told_apart() -> None:
     a, b = pair()
     with pytest.raises(TimeoutError):
         b.receive(0.01)
-    a.shut_down()
-    a.shut_down()
+    a.close()
+    a.close()
     with pytest.raises(EOFError):
         b.receive(5)
 

@@ -1,38 +1,36 @@
-"""What holds on systems without /proc and without adoption of orphans, simulated by a worker that does without."""
+"""What holds on systems without /proc and without adoption of orphans, simulated by a runner that does without."""
 
-import shutil
-from pathlib import Path
+import json
 
 import pytest
 from session_checks import OpenSession
 
 from agentrl.sandbox import Limits, launch
-from agentrl.sandbox.unsafe_subprocess import SubprocessSession
+from agentrl.sandbox.session import RunnerSession
 
 
 @pytest.fixture
-def session(open_session: OpenSession, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SubprocessSession:
-    source = Path(launch.__file__).parent
-    for name in source.glob("*.py"):
-        shutil.copy(name, tmp_path)
-    tree = tmp_path / "process_tree.py"
-    text = tree.read_text()
+def session(open_session: OpenSession, monkeypatch: pytest.MonkeyPatch) -> RunnerSession:
+    code = launch.runner_code()
+    modules = json.loads(code[4:])
+    text = modules["agentrl.sandbox.process_tree"]
     assert "/proc/" in text
     assert "_PR_SET_CHILD_SUBREAPER, 1" in text
-    tree.write_text(
-        text.replace("/proc/", "/no-proc/").replace("_PR_SET_CHILD_SUBREAPER, 1", "_PR_SET_CHILD_SUBREAPER, 0")
+    modules["agentrl.sandbox.process_tree"] = text.replace("/proc/", "/no-proc/").replace(
+        "_PR_SET_CHILD_SUBREAPER, 1", "_PR_SET_CHILD_SUBREAPER, 0"
     )
-    monkeypatch.setattr(launch, "_WORKER", str(tmp_path / "worker.py"))
+    body = json.dumps(modules).encode()
+    monkeypatch.setattr("agentrl.sandbox.home.runner_code", lambda: len(body).to_bytes(4, "big") + body)
     return open_session(Limits(cpu_s=0.5, wall_s=30))
 
 
-def test_names_and_results_are_the_same(session: SubprocessSession) -> None:
+def test_names_and_results_are_the_same(session: RunnerSession) -> None:
     assert session.run("x = 20; x + 1").output == "21\n"
     assert session.run("x / 0").status == "error"
     assert session.run("x").output == "20\n"
 
 
-def test_a_cell_that_dies_is_rolled_back(session: SubprocessSession) -> None:
+def test_a_cell_that_dies_is_rolled_back(session: RunnerSession) -> None:
     session.run("x = 1")
     first = session.run("x = 2\nimport os; os._exit(3)")
     assert (first.status, first.exit_code, first.state) == ("killed", 3, "rolled_back")
@@ -43,14 +41,14 @@ def test_a_cell_that_dies_is_rolled_back(session: SubprocessSession) -> None:
     assert session.run("x").output == "1\n"
 
 
-def test_the_kernel_keeps_the_cpu_limit(session: SubprocessSession) -> None:
+def test_the_kernel_keeps_the_cpu_limit(session: RunnerSession) -> None:
     session.run("x = 1")
     result = session.run("while True: pass")
     assert (result.status, result.reason, result.state) == ("timeout", "cpu", "rolled_back")
     assert session.run("x").output == "1\n"
 
 
-def test_a_session_forks(session: SubprocessSession) -> None:
+def test_a_session_forks(session: RunnerSession) -> None:
     session.run("x = [1]")
     fork = session.fork()
     assert fork.run("x.append(2); x").output == "[1, 2]\n"

@@ -1,5 +1,6 @@
 """A session behaves like a notebook: names and files stay, output comes in order, errors are readable."""
 
+import json
 import os
 import time
 
@@ -8,16 +9,16 @@ from session_checks import OpenSession, folder_of
 
 from agentrl.errors import ConfigError, ForkError, InfrastructureError
 from agentrl.sandbox import Limits, SecurityLevel, UnsafeSubprocess, open_sandbox
-from agentrl.sandbox.unsafe_subprocess import SubprocessSession
+from agentrl.sandbox.session import RunnerSession
 
 
-def test_names_imports_and_functions_live_from_cell_to_cell(session: SubprocessSession) -> None:
+def test_names_imports_and_functions_live_from_cell_to_cell(session: RunnerSession) -> None:
     first = session.run("import math\ndef area(r):\n    return math.pi * r ** 2\nx = 2")
     assert (first.status, first.output, first.state) == ("ok", "", "kept")
     assert session.run("round(area(x), 3)").output == "12.566\n"  # 4 pi = 12.56637...
 
 
-def test_output_comes_in_the_order_it_was_written(session: SubprocessSession) -> None:
+def test_output_comes_in_the_order_it_was_written(session: RunnerSession) -> None:
     code = """
 import subprocess, sys
 print("out 1")
@@ -32,12 +33,12 @@ print("out 2")
     assert session.run(code).output.splitlines() == expected
 
 
-def test_a_value_of_none_is_not_shown(session: SubprocessSession) -> None:
+def test_a_value_of_none_is_not_shown(session: RunnerSession) -> None:
     assert session.run("None").output == ""
     assert session.run("[None]").output == "[None]\n"
 
 
-def test_an_error_is_reported_with_the_cells_lines_and_keeps_what_was_done(session: SubprocessSession) -> None:
+def test_an_error_is_reported_with_the_cells_lines_and_keeps_what_was_done(session: RunnerSession) -> None:
     result = session.run("y = 5\ny / 0")
     assert (result.status, result.state, result.reason) == ("error", "kept", None)
     assert result.output == (
@@ -58,7 +59,7 @@ def test_an_error_is_reported_with_the_cells_lines_and_keeps_what_was_done(sessi
     ],
 )
 def test_exits_end_the_cell_and_not_the_session(
-    session: SubprocessSession, code: str, status: str, exit_code: int | None, output: str | None
+    session: RunnerSession, code: str, status: str, exit_code: int | None, output: str | None
 ) -> None:
     result = session.run(code)
     assert (result.status, result.exit_code, result.state) == (status, exit_code, "kept")
@@ -66,18 +67,18 @@ def test_exits_end_the_cell_and_not_the_session(
     assert session.run("1").output == "1\n"
 
 
-def test_input_is_at_its_end(session: SubprocessSession) -> None:
+def test_input_is_at_its_end(session: RunnerSession) -> None:
     assert "EOFError" in session.run("input('name? ')").output
     assert session.run("import sys; sys.stdin.read()").output == "''\n"
 
 
-def test_warnings_are_not_errors(session: SubprocessSession) -> None:
+def test_warnings_are_not_errors(session: RunnerSession) -> None:
     result = session.run("import warnings; warnings.warn('careful')")
     assert result.status == "ok"
     assert "UserWarning: careful" in result.output
 
 
-def test_classes_of_a_cell_can_be_pickled_and_made_dataclasses(session: SubprocessSession) -> None:
+def test_classes_of_a_cell_can_be_pickled_and_made_dataclasses(session: RunnerSession) -> None:
     code = """
 from dataclasses import dataclass
 import pickle
@@ -118,7 +119,7 @@ def test_sets_are_printed_in_the_same_order_in_every_session(open_session: OpenS
     assert len({open_session().run(code).output for _ in range(3)}) == 1
 
 
-def test_the_folder_is_private(session: SubprocessSession) -> None:
+def test_the_folder_is_private(session: RunnerSession) -> None:
     folder = folder_of(session)
     assert folder.stat().st_mode & 0o777 == 0o700
     assert folder.stat().st_uid == os.getuid()
@@ -139,12 +140,12 @@ def test_code_over_the_limit_is_refused_before_it_runs(open_session: OpenSession
 
 
 @pytest.mark.parametrize("code", ["'\ud800'", "print('\0')", "x = 1\r\nx\r\n", "\ufeff1", "# coding: latin-1\n1"])
-def test_odd_code_is_a_result_and_never_a_crash(session: SubprocessSession, code: str) -> None:
+def test_odd_code_is_a_result_and_never_a_crash(session: RunnerSession, code: str) -> None:
     assert session.run(code).status in ("ok", "error")
     assert session.run("2").output == "2\n"
 
 
-def test_a_file_named_like_a_standard_module_does_no_harm(session: SubprocessSession) -> None:
+def test_a_file_named_like_a_standard_module_does_no_harm(session: RunnerSession) -> None:
     for name in ("random", "tempfile", "threading", "json", "traceback", "socket"):
         session.run(f"open('{name}.py', 'w').write('x = 1')")
         session.run(f"import sys; _ = sys.modules.pop('{name}', None)")
@@ -155,7 +156,7 @@ def test_a_file_named_like_a_standard_module_does_no_harm(session: SubprocessSes
     assert session.run("sys.argv").output == "['']\n"
 
 
-def test_usage_is_measured(session: SubprocessSession) -> None:
+def test_usage_is_measured(session: RunnerSession) -> None:
     busy = session.run("import time\nwhile time.process_time() < 0.3: pass")
     assert 0.2 < busy.cpu_s < 2.0  # the interpreter had used a little of the 0.3 s before
     assert busy.wall_s >= busy.cpu_s * 0.9
@@ -163,7 +164,7 @@ def test_usage_is_measured(session: SubprocessSession) -> None:
     assert idle.cpu_s < 0.2 <= idle.wall_s
 
 
-def test_the_first_cell_ends_when_it_is_done_and_not_at_some_tick(session: SubprocessSession) -> None:
+def test_the_first_cell_ends_when_it_is_done_and_not_at_some_tick(session: RunnerSession) -> None:
     session.run("1")
     begun = time.monotonic()
     for _ in range(50):
@@ -171,7 +172,7 @@ def test_the_first_cell_ends_when_it_is_done_and_not_at_some_tick(session: Subpr
     assert (time.monotonic() - begun) / 50 < 1.0  # 2 ms on an idle machine
 
 
-def test_a_closed_session_says_so(session: SubprocessSession) -> None:
+def test_a_closed_session_says_so(session: RunnerSession) -> None:
     session.close()
     session.close()
     with pytest.raises(InfrastructureError, match="closed"):
@@ -188,10 +189,8 @@ def test_the_back_end_is_opened_by_name_and_labelled() -> None:
         open_sandbox("subprocess")
 
 
-def test_a_worker_that_cannot_start_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: os.PathLike[str]) -> None:
-    broken = os.path.join(tmp_path, "worker.py")
-    with open(broken, "w") as file:
-        file.write("raise RuntimeError('no such luck')")
-    monkeypatch.setattr("agentrl.sandbox.launch._WORKER", broken)
+def test_a_runner_that_cannot_start_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = json.dumps({"agentrl.sandbox.runner": "raise RuntimeError('no such luck')"}).encode()
+    monkeypatch.setattr("agentrl.sandbox.home.runner_code", lambda: len(body).to_bytes(4, "big") + body)
     with pytest.raises(InfrastructureError, match="did not start: RuntimeError: no such luck"):
         UnsafeSubprocess().open(limits=Limits())

@@ -11,11 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from session_checks import GENEROUS, OpenSession, folder_of, processes_in
+from session_checks import GENEROUS, OpenSession, folder_of, processes_in, runner_of
 
 from agentrl.errors import InfrastructureError
-from agentrl.sandbox import Limits, UnsafeSubprocess, unsafe_subprocess
-from agentrl.sandbox.unsafe_subprocess import SubprocessSession
+from agentrl.sandbox import Limits, UnsafeSubprocess, home, unsafe_subprocess
+from agentrl.sandbox.session import RunnerSession
 
 LOOP = "open('started', 'w').close()\nwhile True: pass"
 
@@ -49,7 +49,7 @@ def start_host(code: str) -> tuple[subprocess.Popen[str], Path]:
 
 @pytest.mark.parametrize(
     "code",
-    [f"session.run({LOOP!r})", "open(os.path.join(session._connection.root, 'work', 'started'), 'w')\ntime.sleep(60)"],
+    [f"session.run({LOOP!r})", "session.write('started', b'')\ntime.sleep(60)"],
 )
 def test_a_killed_host_leaves_nothing(code: str) -> None:
     host, folder = start_host(code)
@@ -93,7 +93,7 @@ def test_many_sessions_leave_no_descriptor_zombie_or_thread() -> None:
     assert count() == before
 
 
-def test_closing_ends_a_running_cell(session: SubprocessSession) -> None:
+def test_closing_ends_a_running_cell(session: RunnerSession) -> None:
     folder = folder_of(session)
     errors: list[InfrastructureError] = []
 
@@ -115,15 +115,14 @@ def test_closing_ends_a_running_cell(session: SubprocessSession) -> None:
 
 
 @pytest.mark.parametrize("running", [False, True])
-def test_a_killed_supervisor_is_an_infrastructure_failure(session: SubprocessSession, running: bool) -> None:
+def test_a_killed_runner_is_an_infrastructure_failure(session: RunnerSession, running: bool) -> None:
     folder = folder_of(session)
-    supervisor = session._connection._pid
-    kill = (os.kill, (supervisor, signal.SIGKILL))
+    kill = (os.kill, (runner_of(session), signal.SIGKILL))
     if running:
         threading.Timer(0.3, kill[0], kill[1]).start()
     else:
         kill[0](*kill[1])
-    with pytest.raises(InfrastructureError, match="worker failed"):
+    with pytest.raises(InfrastructureError, match="sandbox failed"):
         session.run(LOOP)
     assert wait_until(lambda: not processes_in(folder)), "interpreter and checkpoint notice and end"
     assert not folder.exists()
@@ -131,18 +130,21 @@ def test_a_killed_supervisor_is_an_infrastructure_failure(session: SubprocessSes
         session.run("1")
 
 
-def test_a_supervisor_that_hangs_is_given_up(open_session: OpenSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unsafe_subprocess, "_GRACE_S", 0.5)
+def test_a_sandbox_that_hangs_is_ended_and_replaced(open_session: OpenSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(home, "GRACE_S", 0.5)
     monkeypatch.setattr(unsafe_subprocess, "_CLOSE_S", 0.2)
-    session = open_session(Limits(wall_s=2.0))
+    session = open_session(Limits(wall_s=2.0), files={"first": b"1"})
+    session.run("x = 1; open('second', 'w').close()")
     folder = folder_of(session)
-    os.kill(session._connection._pid, signal.SIGSTOP)
-    with pytest.raises(InfrastructureError, match="timed out"):
-        session.run("1")
+    os.kill(runner_of(session), signal.SIGSTOP)
+    result = session.run("x")
+    assert (result.status, result.reason, result.state) == ("timeout", "wall", "reset")
+    assert result.output == "killed: 2 s time limit; all names are lost\n"
     assert wait_until(lambda: not processes_in(folder) and not folder.exists())
+    assert session.run("import os; 'x' in globals(), os.listdir()").output == "(False, ['first'])\n"
 
 
-def test_a_forked_host_does_not_end_its_parents_session(session: SubprocessSession) -> None:
+def test_a_forked_host_does_not_end_its_parents_session(session: RunnerSession) -> None:
     session.run("x = 1")
     pid = os.fork()
     if pid == 0:
@@ -168,7 +170,7 @@ def test_sessions_of_several_threads_do_not_mix(open_session: OpenSession) -> No
     assert outputs == {n: [f"{n * k}\n" for k in range(1, 11)] for n in range(4)}
 
 
-def test_one_session_used_by_several_threads_answers_each(session: SubprocessSession) -> None:
+def test_one_session_used_by_several_threads_answers_each(session: RunnerSession) -> None:
     session.run("total = 0")
     threads = [threading.Thread(target=session.run, args=("total += 1",)) for _ in range(8)]
     for thread in threads:
@@ -180,5 +182,5 @@ def test_one_session_used_by_several_threads_answers_each(session: SubprocessSes
 
 def test_a_full_disk_is_an_infrastructure_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "absent"))
-    with pytest.raises(InfrastructureError, match="folder cannot be written"):
+    with pytest.raises(InfrastructureError, match="folder cannot be made"):
         UnsafeSubprocess().open(limits=Limits())

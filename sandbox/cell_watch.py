@@ -1,0 +1,188 @@
+"""Watching one cell while it runs: its output is drained, its limits are kept, its end is told apart from its death.
+
+Standard library only: the runner has this file without agentrl.
+"""
+
+import os
+import select
+import signal
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from agentrl.sandbox.frames import Channel, FrameError
+from agentrl.sandbox.output import OutputBuffer
+from agentrl.sandbox.process_tree import Usage, descendants, exists, measure, proportional_bytes, reap
+
+ANSWER_S = 20.0
+"""An interpreter between two cells answers in milliseconds, unless a thread of an earlier cell keeps it from it."""
+_TICK_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """An interpreter process (also a sleeping one) and the channel that it listens to."""
+
+    channel: Channel
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class CellEnd:
+    """How a cell ended: it was done, something ended it (`reason`), or its process died."""
+
+    done: dict[str, Any] | None = None
+    reason: str | None = None
+    wait_status: int | None = None
+
+
+class Children:
+    """What the kernel tells of processes that have ended below this one."""
+
+    def __init__(self) -> None:
+        self.wait_statuses: dict[int, int] = {}
+        self.cpu_s = 0.0
+
+    def forget(self) -> None:
+        """Begins anew: process ids are used again."""
+        self.wait_statuses.clear()
+        self.cpu_s = 0.0
+
+    def reap(self) -> None:
+        """Takes in all that have ended."""
+        for pid, (status, cpu_s) in reap().items():
+            self.wait_statuses[pid] = status
+            self.cpu_s += cpu_s
+
+    def is_gone(self, pid: int) -> bool:
+        """Whether a process has ended."""
+        self.reap()
+        return pid in self.wait_statuses or not exists(pid)
+
+
+@dataclass(slots=True)
+class CellWatch:
+    """One cell from its beginning to its end.
+
+    Args:
+        interpreter: Runs the cell.
+        bystanders: Process ids that are not the cell's: its checkpoint, and the interpreters of other sessions.
+        output_fd: Non-blocking end of the pipe that the cell writes to.
+        limits: The fields of `Limits`.
+        children: Of this process.
+    """
+
+    interpreter: Copy
+    bystanders: Collection[int]
+    output_fd: int
+    limits: Mapping[str, Any]
+    children: Children
+    before: Usage
+    """What the interpreter had used before the cell."""
+    begun: float
+    output: OutputBuffer = field(init=False)
+    cpu_s: float = 0.0
+    _checked: float = field(default_factory=monotonic)
+    _hung_up: bool = False
+
+    def __post_init__(self) -> None:
+        self.output = OutputBuffer(self.limits["output_bytes"])
+
+    def wait(self, number: int, host_fd: int, is_cancelled: Callable[[], bool]) -> CellEnd:
+        """Waits for the end of cell `number`.
+
+        Args:
+            number: Of the cell, which its interpreter reports back.
+            host_fd: Readable when the host says something.
+            is_cancelled: Reads what the host said; may raise EOFError.
+
+        Raises:
+            EOFError: The host hung up.
+        """
+        channel = self.interpreter.channel
+        poll = select.poll()
+        for fd in (host_fd, channel.fileno(), self.output_fd):
+            poll.register(fd, select.POLLIN)
+        while True:
+            for fd, _ in poll.poll(1 if self._hung_up else _TICK_S * 1000):
+                if fd == host_fd and is_cancelled():
+                    return CellEnd(reason="cancelled")
+                if fd == self.output_fd and not self.output.read_from(fd):
+                    poll.unregister(fd)
+                if fd == channel.fileno():
+                    try:
+                        return CellEnd(done=_receive_done(channel, number))
+                    except FrameError:
+                        return CellEnd(reason="protocol")
+                    except (EOFError, OSError):  # it died, or runs on as another program
+                        self._hung_up = True
+                        poll.unregister(fd)
+            if self._hung_up and self.children.is_gone(self.interpreter.pid):
+                return CellEnd(reason="died", wait_status=self.children.wait_statuses.get(self.interpreter.pid))
+            if monotonic() - self._checked >= _TICK_S:
+                if reason := self._passed_limit():
+                    return CellEnd(reason=reason)
+                self._checked = monotonic()
+
+    def _passed_limit(self) -> str | None:
+        """The limit that the cell is beyond, or None."""
+        if monotonic() - self.begun > self.limits["wall_s"]:
+            return "wall"
+        self.children.reap()
+        pids = descendants(os.getpid(), prune=self.bystanders)
+        usage = measure(pids)
+        self.cpu_s = usage.cpu_s - self.before.cpu_s + self.children.cpu_s
+        memory = self.limits["memory_mb"] * (1 << 20)
+        if self.cpu_s > self.limits["cpu_s"]:
+            return "cpu"
+        if usage.num_tasks - self.before.num_tasks > self.limits["pids"]:
+            return "pids"
+        if usage.resident_bytes > memory and proportional_bytes(pids) > memory:
+            return "memory"
+        return None
+
+    def describe(self, end: CellEnd) -> dict[str, Any]:
+        """The answer to the host: the fields of `ExecResult`, and head and tail of the output."""
+        answer: dict[str, Any] = {
+            **nothing_printed(),
+            "head": self.output.head,
+            "tail": self.output.tail,
+            "num_bytes": self.output.num_bytes,
+            "reason": end.reason,
+            "cpu_s": self.cpu_s,
+            "wall_s": monotonic() - self.begun,
+        }
+        if end.done:
+            status = "ok" if end.done["succeeded"] else "error"
+            usage = {"exit_code": end.done["exit_code"], "cpu_s": end.done["cpu_s"]}
+            return {**answer, **usage, "status": status, "state": "kept"}
+        if end.wait_status is not None:
+            code = os.waitstatus_to_exitcode(end.wait_status)
+            answer["signal" if code < 0 else "exit_code"] = abs(code)
+            if code == -signal.SIGXCPU:
+                answer["reason"] = "cpu"
+        status = "timeout" if answer["reason"] in ("cpu", "wall") else "killed"
+        return {**answer, "status": status, "state": "rolled_back"}
+
+
+def nothing_printed() -> dict[str, Any]:
+    """The answer's fields for a cell that never ran."""
+    return {"head": "", "tail": "", "num_bytes": 0, "exit_code": None, "signal": None, "cpu_s": 0.0, "wall_s": 0.0}
+
+
+def _receive_done(channel: Channel, number: int) -> dict[str, Any]:
+    """The interpreter's message that cell `number` is done.
+
+    Raises:
+        FrameError: It sent anything else.
+        EOFError: It hung up; so may OSError say.
+    """
+    message, _ = channel.receive(ANSWER_S)
+    if message.get("op") != "done" or message.get("number") != number:
+        raise FrameError("this is not the end of the present cell")
+    if not isinstance(message.get("succeeded"), bool) or not isinstance(message.get("cpu_s"), float):
+        raise FrameError("the end of a cell lacks what it should say")
+    if not isinstance(message.get("exit_code"), int | None):
+        raise FrameError("an exit code must be a number")
+    return message

@@ -1,0 +1,228 @@
+"""The host's side of one sandbox: requests to its runner, and the sessions that live in it."""
+
+import itertools
+import os
+import threading
+import weakref
+from collections.abc import Mapping
+from dataclasses import asdict
+from math import ceil
+from typing import Any
+
+from agentrl.errors import InfrastructureError
+from agentrl.sandbox.core import Limits, SandboxUnavailableError
+from agentrl.sandbox.frames import MAX_FRAME_BYTES, FrameError, encode, read_message
+from agentrl.sandbox.launch import runner_code
+from agentrl.sandbox.link import Started
+
+START_S = 60.0
+"""A runner starts in a tenth of a second; this is for a machine that is badly overloaded."""
+GRACE_S = 45.0
+"""How long after the wall-clock limit a runner may take to kill a cell and to answer."""
+_OPERATION_S = 60.0
+_CELLS_PER_CORE = 1.5
+
+_running_cells = threading.BoundedSemaphore(max(2, ceil(_CELLS_PER_CORE * (os.cpu_count() or 1))))
+"""More cells at once would only take CPU from each other, and with it wall-clock time that is limited."""
+
+
+class SandboxDiedError(Exception):
+    """A program has brought down the sandbox that it ran in.
+
+    Attributes:
+        reason: The limit that it passed, as in `ExecResult`.
+    """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"the sandbox was ended ({reason})")
+        self.reason = reason
+
+
+class Home:
+    """A running sandbox that one session, its forks and their forks share; it ends with the last of them.
+
+    Args:
+        started: What the back end has started.
+        limits: Of every session.
+
+    Raises:
+        SandboxUnavailableError: The runner does not start; the message quotes its last words.
+    """
+
+    def __init__(self, started: Started, limits: Limits) -> None:
+        self._link = started.link
+        self._limits = limits
+        self._lock = threading.Lock()
+        """Held for as long as a request is under way."""
+        self._send_lock = threading.Lock()
+        self._ids = itertools.count(1)
+        self._sessions: set[str] = set()
+        self._closing: list[str] = []
+        """Sessions whose end the runner is still to be told."""
+        self._running: tuple[str, int] | None = None
+        """Session and request of the cell that runs."""
+        self._died: str | None = None
+        self._is_closed = False
+        self._owner = os.getpid()
+        _homes.add(self)
+        config = {"root": started.root, "max_user_processes": started.max_user_processes, **asdict(limits)}
+        try:
+            self._link.send(runner_code(), START_S)
+            self._link.send(encode(config), START_S)
+            self._receive(START_S)
+        except (EOFError, OSError, FrameError) as error:
+            text = self._link.last_words() or str(error) or repr(error)
+            self.close()
+            raise SandboxUnavailableError(f"The sandbox's runner did not start: {text}") from error
+
+    def open_session(self) -> str:
+        """Starts an interpreter and gives it a name."""
+        name = str(next(self._ids))
+        self._request({"op": "open", "session": name}, _OPERATION_S)
+        self._sessions.add(name)
+        return name
+
+    def fork_session(self, name: str) -> tuple[str, str | None]:
+        """Copies a session: the name of the copy, and why there is none.
+
+        Raises:
+            SandboxDiedError: Of a program before.
+            InfrastructureError: The sandbox failed.
+        """
+        twin = str(next(self._ids))
+        with self._lock:
+            try:
+                self._link.resize(len(self._sessions) + 1)
+            except OSError as error:
+                return twin, f"the sandbox cannot be given more memory ({error})"
+        answer = self._request({"op": "fork", "session": name, "twin": twin}, _OPERATION_S)
+        if answer["error"] is None:
+            self._sessions.add(twin)
+        return twin, answer["error"]
+
+    def run(self, name: str, code: str, number: int) -> dict[str, Any]:
+        """Runs a cell in a session. Waiting for its turn does not count against its limits.
+
+        Raises:
+            SandboxDiedError: The program brought down the sandbox, or one before it did.
+            InfrastructureError: The sandbox failed.
+        """
+        return self._request(
+            {"op": "run", "session": name, "code": code, "number": number}, self._limits.wall_s + GRACE_S
+        )
+
+    def ask(self, operation: str, name: str, **fields: Any) -> dict[str, Any]:
+        """Does something with the files of a session.
+
+        Raises:
+            SandboxDiedError: Of a program before.
+            InfrastructureError: The sandbox failed.
+        """
+        return self._request({"op": operation, "session": name, **fields}, _OPERATION_S)
+
+    def end_session(self, name: str) -> None:
+        """Ends a session, also while its cell runs, and with the last one the sandbox."""
+        self._sessions.discard(name)
+        if os.getpid() != self._owner:
+            return  # a forked copy of the host: the sandbox is its parent's
+        if not self._sessions:
+            self.close()
+            return
+        self._closing.append(name)
+        running = self._running
+        if running is not None and running[0] == name:
+            self._send({"op": "cancel", "id": running[1]}, _OPERATION_S)
+        if self._lock.acquire(blocking=False):  # otherwise whoever holds it will do it
+            try:
+                self._end_closing()
+            except (SandboxDiedError, InfrastructureError):
+                pass
+            finally:
+                self._lock.release()
+
+    def close(self) -> None:
+        """Ends the sandbox and everything in it; safe to call twice and while a cell runs."""
+        self._is_closed = True
+        self._link.close()
+
+    def abandon(self) -> None:
+        """Lets go of the sandbox in a forked copy of the process that owns it."""
+        self._is_closed = True
+        self._link.abandon()
+
+    def _request(self, message: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        with self._lock:
+            if message["op"] != "run":
+                return self._exchange(message, limit_s)
+            with _running_cells:
+                answer = self._exchange(message, limit_s)
+            self._end_closing()
+            return answer
+
+    def _end_closing(self) -> None:
+        while self._closing:
+            self._exchange({"op": "close", "session": self._closing.pop()}, _OPERATION_S)
+
+    def _exchange(self, message: dict[str, Any], limit_s: float) -> dict[str, Any]:
+        """Sends a request and waits for its answer.
+
+        Raises:
+            SandboxDiedError: The program brought down the sandbox, or one before it did.
+            InfrastructureError: No such answer came.
+        """
+        if self._died is not None:
+            raise SandboxDiedError("ended")
+        if self._is_closed:
+            raise InfrastructureError("This sandbox session is closed.")
+        request_id = next(self._ids)
+        is_cell = message["op"] == "run"
+        self._running = (message["session"], request_id) if is_cell else None
+        try:
+            self._send({"id": request_id, **message}, limit_s)
+            answer = self._receive(limit_s)
+            if answer.get("id") != request_id:
+                raise FrameError(f"an answer to request {request_id} was expected, got {answer.get('id')!r}")
+        except (EOFError, OSError, FrameError) as error:
+            raise self._failure(error, is_cell=is_cell) from error
+        finally:
+            self._running = None
+        return answer
+
+    def _failure(self, error: Exception, *, is_cell: bool) -> Exception:
+        """Whose fault it is that no answer came. The sandbox is closed in any case."""
+        if self._is_closed:
+            return InfrastructureError("This sandbox session was closed while it was in use.")
+        if is_cell and isinstance(error, TimeoutError):
+            self._died = "wall"  # nothing in a sandbox outlives this but what a program has made
+        elif self._link.ran_out_of_memory():
+            self._died = "memory"
+        text = self._link.last_words() or str(error)
+        self.close()
+        return SandboxDiedError(self._died) if self._died else InfrastructureError(f"The sandbox failed: {text}.")
+
+    def _send(self, message: Mapping[str, Any], limit_s: float) -> None:
+        with self._send_lock:
+            self._link.send(encode(message), limit_s)
+
+    def _receive(self, limit_s: float) -> dict[str, Any]:
+        """The next message.
+
+        Raises:
+            EOFError: The sandbox has ended; so may OSError say.
+            FrameError: What came is no message.
+        """
+        return read_message(lambda num_bytes: self._link.receive(num_bytes, limit_s), self._max_answer_bytes)
+
+    @property
+    def _max_answer_bytes(self) -> int:
+        """Largest answer accepted: head and tail of the output, every byte written as six, and the other fields."""
+        return MAX_FRAME_BYTES + 12 * int(self._limits.output_bytes)
+
+
+def _abandon_all() -> None:
+    for home in list(_homes):
+        home.abandon()
+
+
+_homes: weakref.WeakSet[Home] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_abandon_all)

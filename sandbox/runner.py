@@ -1,0 +1,304 @@
+"""The program inside every sandbox, its process 1 where there is isolation: it serves the host and never runs a cell.
+
+It starts interpreters, gives one at a time a cell to run, keeps limits, kills what is left over after every cell, and
+ends everything when the host hangs up, which is what the kernel does for a host that was killed.
+
+One cell at a time: whatever process then exists besides the sleeping interpreters belongs to the cell that runs,
+however it was started and whoever its parent is, and can be counted and killed without asking it anything.
+
+Standard library only: the runner has this file without agentrl. `launch.py` says how it gets it.
+"""
+
+import base64
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, NoReturn
+
+from agentrl.sandbox.cell_watch import ANSWER_S, CellEnd, CellWatch, Children, Copy, nothing_printed
+from agentrl.sandbox.frames import FrameError, encode, pair, read_message
+from agentrl.sandbox.interpreter import Interpreter, set_dumpable
+from agentrl.sandbox.process_tree import become_subreaper, descendants, kill_descendants, kill_group, measure
+from agentrl.sandbox.process_tree import send_signal as signal_process
+from agentrl.sandbox.session_files import list_files, read_file, write_file
+from agentrl.sandbox.session_folder import SessionFolders, remove_folder
+
+_CONNECTION_ERRORS = (EOFError, FrameError, OSError)
+
+
+class HostStream:
+    """The attached stream: requests come on descriptor 0, answers go to descriptor 1.
+
+    Both are moved to numbers that no cell expects, and the standard ones point to nowhere.
+    """
+
+    def __init__(self) -> None:
+        self._in_fd, self._out_fd = os.dup(0), os.dup(1)  # not inherited by programs
+        null = os.open(os.devnull, os.O_RDWR)
+        for fd in (0, 1):
+            os.dup2(null, fd)
+        os.close(null)
+
+    def fileno(self) -> int:
+        """The descriptor that requests come on."""
+        return self._in_fd
+
+    def receive(self) -> dict[str, Any]:
+        """Waits for a request.
+
+        Raises:
+            EOFError: The host hung up.
+            FrameError: What came is no message.
+        """
+        return read_message(lambda num_bytes: os.read(self._in_fd, num_bytes), max_bytes=sys.maxsize)
+
+    def send(self, message: Mapping[str, Any]) -> None:
+        """Sends an answer.
+
+        Raises:
+            OSError: The host hung up.
+        """
+        data = encode(message)
+        while data:
+            data = data[os.write(self._out_fd, data) :]
+
+
+@dataclass(slots=True)
+class _Session:
+    name: str
+    interpreter: Copy
+
+
+class Runner:
+    """Serves one host until it hangs up.
+
+    Args:
+        host: The stream to it.
+        config: `root`, `max_user_processes` (see `Started`) and the fields of `Limits`.
+    """
+
+    def __init__(self, host: HostStream, config: dict[str, Any]) -> None:
+        self._host = host
+        self._config = config
+        self._folders = SessionFolders(config["root"])
+        self._sessions: dict[str, _Session] = {}
+        self._children = Children()
+
+    def serve(self) -> NoReturn:
+        """Answers requests until the host hangs up, then leaves nothing behind."""
+        try:
+            self._host.send({"op": "ready"})
+            while True:
+                request = self._host.receive()
+                if request["op"] != "cancel":  # one that comes too late
+                    self._host.send({"id": request["id"], **self._answer(request)})
+        except (EOFError, BrokenPipeError):
+            pass
+        except BaseException:
+            traceback.print_exc()  # the host quotes its last line
+        finally:
+            kill_descendants(os.getpid())
+            remove_folder(self._config["root"])
+            os._exit(0)
+
+    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        operations = {
+            "open": self._open,
+            "run": self._run,
+            "fork": self._fork,
+            "read": self._read,
+            "write": self._write,
+            "list": self._list,
+            "close": self._close,
+        }
+        try:
+            return operations[request["op"]](request)
+        except FileNotFoundError:
+            return {"error": "there is no such file"}
+        except OSError as error:
+            return {"error": error.strerror or str(error)}
+
+    def _open(self, request: dict[str, Any]) -> dict[str, Any]:
+        name = request["session"]
+        self._folders.create(name)
+        self._sessions[name] = _Session(name, self._start_interpreter())
+        return {"error": None}
+
+    def _start_interpreter(self) -> Copy:
+        ours, theirs = pair()
+        pid = os.fork()
+        if pid:
+            theirs.close()
+            return Copy(ours, pid)
+        try:
+            os.closerange(3, theirs.fileno())  # the host's stream, and channels to other interpreters
+            os.closerange(theirs.fileno() + 1, os.sysconf("SC_OPEN_MAX"))
+            interpreter = Interpreter(theirs, self._config)
+            interpreter.prepare()
+            interpreter.serve()
+        finally:
+            os._exit(1)
+
+    def _run(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Runs one cell; the answer has the fields of `ExecResult`, and head and tail of the output."""
+        session = self._sessions[request["session"]]
+        try:
+            self._folders.activate(session.name)
+        except OSError:  # cells have removed or locked what the session lives in
+            return self._start_afresh(session, new_folders=True)
+        self._children.forget()
+        read_fd, write_fd = os.pipe()
+        os.set_blocking(read_fd, False)
+        try:
+            sleeping = self._sleeping()
+            begun, before = monotonic(), measure([session.interpreter.pid])  # now, as the cell does not wait for us
+            order = {"op": "run", "code": request["code"], "number": request["number"], "cpu_s": self._config["cpu_s"]}
+            try:
+                checkpoint = self._send_with_new_channel(session, order, [write_fd])
+            except _CONNECTION_ERRORS:
+                return self._start_afresh(session)
+            finally:
+                os.close(write_fd)
+            bystanders = [checkpoint.pid, *(pid for pid in sleeping if pid != session.interpreter.pid)]
+            watch = CellWatch(
+                session.interpreter, bystanders, read_fd, self._config, self._children, before=before, begun=begun
+            )
+            end = watch.wait(request["number"], self._host.fileno(), lambda: self._is_cancelled(request["id"]))
+            self._clean_up(session, checkpoint, end)
+            watch.output.read_rest(read_fd)
+        finally:
+            os.close(read_fd)
+        return watch.describe(end)
+
+    def _sleeping(self) -> list[int]:
+        return [session.interpreter.pid for session in self._sessions.values()]
+
+    def _is_cancelled(self, request_id: int) -> bool:
+        """Reads what the host says while a cell runs, which can only be that it no longer wants it.
+
+        Raises:
+            EOFError: It hung up.
+        """
+        message = self._host.receive()
+        return bool(message["op"] == "cancel" and message["id"] == request_id)
+
+    def _send_with_new_channel(self, session: _Session, order: dict[str, Any], fds: list[int]) -> Copy:
+        """Gives the interpreter an order that makes it copy itself, and waits for the copy."""
+        ours, theirs = pair()
+        try:
+            try:
+                session.interpreter.channel.send(order, [*fds, theirs.fileno()], timeout_s=ANSWER_S)
+            finally:
+                theirs.close()
+            ready, _ = ours.receive(ANSWER_S)
+            return Copy(ours, _process_below(ready.get("pid")))
+        except BaseException:
+            ours.close()
+            raise
+
+    def _start_afresh(self, session: _Session, *, new_folders: bool = False) -> dict[str, Any]:
+        """Replaces an interpreter that has died or hangs between two cells, by a thread or signal of an earlier one."""
+        self._stop(session.interpreter)
+        self._kill_all_but([pid for pid in self._sleeping() if pid != session.interpreter.pid])
+        if new_folders:
+            self._folders.remove(session.name)
+            self._folders.create(session.name)
+        session.interpreter = self._start_interpreter()
+        return {**nothing_printed(), "status": "killed", "reason": "ended", "state": "reset"}
+
+    def _clean_up(self, session: _Session, checkpoint: Copy, end: CellEnd) -> None:
+        """Leaves one process of the session, its interpreter from now on, and of the others theirs."""
+        keep, drop = (session.interpreter, checkpoint) if end.done else (checkpoint, session.interpreter)
+        self._stop(drop)
+        session.interpreter = keep
+        self._kill_all_but(self._sleeping())
+        if keep is checkpoint:
+            keep.channel.send({"op": "resume"}, timeout_s=ANSWER_S)
+
+    def _kill_all_but(self, pids: list[int]) -> None:
+        if not kill_descendants(os.getpid(), spare=pids):
+            raise RuntimeError("processes of a cell cannot be killed")  # this sandbox is not safe to go on with
+        self._children.reap()
+
+    def _stop(self, copy: Copy) -> None:
+        """Kills an interpreter with its process group; its channel must not close before, as it would act on that."""
+        kill_group(copy.pid)
+        signal_process(copy.pid, signal.SIGKILL)
+        copy.channel.close()
+
+    def _fork(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Copies a session, which is then found under the name `twin`."""
+        session, twin = self._sessions[request["session"]], request["twin"]
+        try:
+            copy = self._send_with_new_channel(session, {"op": "clone"}, [])
+        except _CONNECTION_ERRORS:
+            return {"error": self._refusal(session)}
+        source = self._folders.place(session.name)
+        try:
+            self._folders.copy(session.name, twin)
+            order = {"op": "move", "source": source, "target": self._folders.place(twin)}
+            copy.channel.send(order, timeout_s=ANSWER_S)
+            error = copy.channel.receive(ANSWER_S)[0].get("error", "")
+        except _CONNECTION_ERRORS as failure:
+            error = str(failure)
+        if error is not None:
+            self._stop(copy)
+            self._folders.remove(twin)
+            self._kill_all_but(self._sleeping())
+            return {"error": f"the copy failed: {error}"}
+        self._sessions[twin] = _Session(twin, copy)
+        return {"error": None}
+
+    def _refusal(self, session: _Session) -> str:
+        """Why the interpreter has hung up on its copy instead of making it."""
+        try:
+            return str(session.interpreter.channel.receive(ANSWER_S)[0]["error"])
+        except (*_CONNECTION_ERRORS, KeyError):
+            return "the interpreter has ended"
+
+    def _read(self, request: dict[str, Any]) -> dict[str, Any]:
+        place = self._folders.place(self._sessions[request["session"]].name)
+        data, size = read_file(f"{place}/work", request["path"], request["offset"])
+        return {"error": None, "data": base64.b64encode(data).decode(), "size": size}
+
+    def _write(self, request: dict[str, Any]) -> dict[str, Any]:
+        place = self._folders.place(self._sessions[request["session"]].name)
+        write_file(f"{place}/work", request["path"], base64.b64decode(request["data"]), append=request["append"])
+        return {"error": None}
+
+    def _list(self, request: dict[str, Any]) -> dict[str, Any]:
+        place = self._folders.place(self._sessions[request["session"]].name)
+        return {"error": None, "paths": list_files(f"{place}/work")}
+
+    def _close(self, request: dict[str, Any]) -> dict[str, Any]:
+        session = self._sessions.pop(request["session"])
+        self._stop(session.interpreter)
+        self._kill_all_but(self._sleeping())
+        self._folders.remove(session.name)
+        return {"error": None}
+
+
+def _process_below(pid: Any) -> int:
+    """A process id that an interpreter named, if it is one of ours: cells can write what they like.
+
+    Raises:
+        FrameError: It is not.
+    """
+    known = descendants(os.getpid())  # empty where there is no /proc
+    if not isinstance(pid, int) or pid < 2 or (known and pid not in known):
+        raise FrameError(f"{pid!r} is not a process of this sandbox")
+    return pid
+
+
+def main() -> NoReturn:
+    """Serves the host on the standard streams."""
+    set_dumpable(False)  # cells have the same user id, and may not look into this process
+    become_subreaper()
+    host = HostStream()
+    config = host.receive()
+    sys.argv = [""]
+    Runner(host, config).serve()

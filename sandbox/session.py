@@ -1,0 +1,224 @@
+"""Sessions of the back ends that run our own runner, whatever they put around it."""
+
+import base64
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any, Self
+
+from agentrl.errors import ConfigError, ForkError, InfrastructureError
+from agentrl.sandbox.core import ExecResult, Limits, SandboxFileError, SandboxUnavailableError, SecurityLevel
+from agentrl.sandbox.home import Home, SandboxDiedError
+from agentrl.sandbox.link import Started
+from agentrl.sandbox.result import died_result, to_result
+from agentrl.sandbox.session_files import CHUNK_BYTES
+
+_START_ATTEMPTS = 3
+_FIRST_PAUSE_S = 0.5
+
+
+class RunnerSandbox(ABC):
+    """A back end: it starts the runner behind some kind of wall."""
+
+    name: str
+    security_level: SecurityLevel
+
+    @abstractmethod
+    def start(self, limits: Limits) -> Started:
+        """Starts a sandbox in which a runner waits for its code.
+
+        Raises:
+            SandboxUnavailableError: The back end cannot run here; the message names the remedy.
+            InfrastructureError: It failed in a way that may pass.
+        """
+
+    def open(self, *, limits: Limits, files: Mapping[str, bytes] | None = None) -> "RunnerSession":
+        """Starts a session with `files` (relative path to content) in its working directory.
+
+        Raises:
+            ConfigError: A path in `files` leaves the working directory.
+            SandboxUnavailableError: The back end cannot run here.
+            InfrastructureError: It failed several times.
+        """
+        checked = check_files(files or {})
+        return RunnerSession(self, limits, checked, self.open_home(limits))
+
+    def open_home(self, limits: Limits) -> Home:
+        """A running sandbox without a session, tried for several times.
+
+        Raises:
+            SandboxUnavailableError: The back end cannot run here.
+            InfrastructureError: It failed several times.
+        """
+        for attempt in range(_START_ATTEMPTS):
+            try:
+                return Home(self.start(limits), limits)
+            except SandboxUnavailableError:
+                raise
+            except InfrastructureError:
+                if attempt == _START_ATTEMPTS - 1:
+                    raise
+                time.sleep(_FIRST_PAUSE_S * 2**attempt)
+        raise AssertionError("unreachable")
+
+
+class RunnerSession:
+    """One interpreter whose names live from cell to cell, in a sandbox that it shares with its forks alone.
+
+    A session and its forks are separated by processes and folders, not by a wall: they run one cell at a time, have
+    the same user id, and a program that means harm can disturb its own forks. Sessions that were opened apart share
+    nothing.
+
+    Args:
+        sandbox: Where to start again should a program bring down the sandbox that it runs in.
+        limits: Of the session.
+        files: Relative path to content, laid into the working directory.
+        home: The sandbox to live in.
+        name: Of the session in its home, if it exists there already.
+    """
+
+    def __init__(
+        self, sandbox: RunnerSandbox, limits: Limits, files: Mapping[str, bytes], home: Home, name: str | None = None
+    ) -> None:
+        self._sandbox = sandbox
+        self._limits = limits
+        self._files = files
+        self._num_cells = 0
+        self._is_closed = False
+        self._home = home
+        self._name = ""
+        if name is None:
+            self._move_in(home)
+        else:
+            self._name = name
+            self._finalizer = weakref.finalize(self, home.end_session, name)
+
+    def _move_in(self, home: Home) -> None:
+        """Starts an interpreter in a sandbox where no session lives."""
+        try:
+            self._home, self._name = home, home.open_session()
+            self._finalizer = weakref.finalize(self, home.end_session, self._name)
+            for path, data in self._files.items():
+                self.write(path, data)
+        except BaseException as error:
+            home.close()
+            if isinstance(error, SandboxDiedError | SandboxFileError):
+                raise InfrastructureError(f"The session cannot be prepared: {error}") from error
+            raise
+
+    def run(self, code: str) -> ExecResult:
+        """Runs one cell. A cell that is killed leaves the names, though not the files, from before it.
+
+        If a program brings down the whole sandbox, or had done so since the last cell, the session goes on in a new
+        one with nothing but its first files; the result says so (`state` is "reset").
+
+        Raises:
+            InfrastructureError: The sandbox failed; the session cannot be used any more.
+        """
+        if self._is_closed:
+            raise InfrastructureError("This sandbox session is closed.")
+        num_bytes = len(code.encode("utf-8", "surrogatepass"))
+        if num_bytes > self._limits.code_bytes:
+            text = f"The code has {num_bytes:,} bytes; at most {self._limits.code_bytes:,} are accepted.\n"
+            return ExecResult(status="error", output=text, output_bytes=len(text), cpu_s=0.0, wall_s=0.0)
+        self._num_cells += 1
+        begun = time.monotonic()
+        try:
+            answer = self._home.run(self._name, code, self._num_cells)
+            return to_result(answer, self._limits)
+        except SandboxDiedError as death:
+            wall_s = time.monotonic() - begun
+            self._move_in(self._sandbox.open_home(self._limits))
+            return died_result(death.reason, self._limits, wall_s)
+
+    def fork(self) -> Self:
+        """A session in the same state, by forking the interpreter and copying its folder: nothing runs twice.
+
+        Names, imported modules, random generators, the current directory and files that are open in the folder are
+        copied.
+
+        Raises:
+            ForkError: The interpreter holds what two processes would share: a running thread, an open pipe or socket,
+                shared memory. Or the sandbox has no room for a copy.
+            InfrastructureError: The sandbox failed.
+        """
+        if self._is_closed:
+            raise InfrastructureError("This sandbox session is closed.")
+        try:
+            twin, error = self._home.fork_session(self._name)
+        except SandboxDiedError as death:
+            raise ForkError("A program has brought down the sandbox, so there is no state to copy.") from death
+        if error is not None:
+            raise ForkError(f"The interpreter's state cannot be copied: {error}.")
+        session = type(self)(self._sandbox, self._limits, self._files, self._home, twin)
+        session._num_cells = self._num_cells
+        return session
+
+    def read(self, path: str, max_bytes: int) -> bytes:
+        """The content of a regular file below the working directory. No link is followed.
+
+        Raises:
+            SandboxFileError: There is no such file, or it is larger than `max_bytes`.
+            InfrastructureError: The sandbox failed.
+        """
+        data = b""
+        while True:
+            answer = self._ask("read", path=path, offset=len(data))
+            if answer["size"] > max_bytes:
+                raise SandboxFileError(
+                    f"The file {path!r} has {answer['size']:,} bytes; at most {max_bytes:,} are read."
+                )
+            piece = base64.b64decode(answer["data"])
+            data += piece
+            if not piece or len(data) >= answer["size"]:
+                return data[:max_bytes]
+
+    def write(self, path: str, data: bytes) -> None:
+        """Writes a file below the working directory, and the folders that lead to it.
+
+        Raises:
+            SandboxFileError: There is no space, or something else of that name.
+            InfrastructureError: The sandbox failed.
+        """
+        for start in range(0, max(1, len(data)), CHUNK_BYTES):
+            piece = base64.b64encode(data[start : start + CHUNK_BYTES]).decode()
+            self._ask("write", path=path, data=piece, append=start > 0)
+
+    def list_files(self) -> list[str]:
+        """Paths of the regular files below the working directory, sorted; the first 1,000.
+
+        Raises:
+            InfrastructureError: The sandbox failed.
+        """
+        return [str(path) for path in self._ask("list")["paths"]]
+
+    def close(self) -> None:
+        """Ends the session and every process in it; safe to call twice and while a cell runs."""
+        self._is_closed = True
+        self._finalizer()
+
+    def _ask(self, operation: str, **fields: Any) -> dict[str, Any]:
+        if self._is_closed:
+            raise InfrastructureError("This sandbox session is closed.")
+        try:
+            answer = self._home.ask(operation, self._name, **fields)
+        except SandboxDiedError as death:
+            raise SandboxFileError("A program has brought down the sandbox; its files are lost.") from death
+        if answer["error"] is not None:
+            raise SandboxFileError(f"Cannot {operation} {fields.get('path', 'files')!r}: {answer['error']}.")
+        return answer
+
+
+def check_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """The files of a new session, if their paths are fit for it.
+
+    Raises:
+        ConfigError: A path leaves the working directory.
+    """
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise ConfigError(f"Files of a session need a path below its working directory, got {name!r}.")
+    return dict(files)
