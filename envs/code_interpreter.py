@@ -22,7 +22,8 @@ class CodeInterpreterEnv(ProceduralEnv):
 
     Warning:
         The sandbox "unsafe_subprocess" is NOT a security boundary: code that the model writes runs with your rights,
-        can read and write your files and use the network. It limits accidents only (time, memory, output, processes).
+        can read and write your files and use the network. It limits accidents only (time, memory, output, processes),
+        and runs only if you ask for it by that name.
 
     Description:
         The agent reads a task such as "What is the sum of all prime numbers from 3417 to 5021?" and answers with a
@@ -49,7 +50,8 @@ class CodeInterpreterEnv(ProceduralEnv):
 
     Arguments:
         level: 1 to 3, or a list of levels of which every task draws one. Default 1.
-        sandbox: Name of the sandbox that runs the code; see the warning. Default "unsafe_subprocess".
+        sandbox: Name of the sandbox that runs the code; see docs/sandboxes.md. Default "auto": docker, else bubblewrap, else
+            an error that says what to install.
         seed: Names the whole family of tasks. Default 0.
         split: "train" or "test".
         render_mode: None or "ansi".
@@ -65,7 +67,7 @@ class CodeInterpreterEnv(ProceduralEnv):
         self,
         *,
         level: int | Sequence[int] = 1,
-        sandbox: str = "unsafe_subprocess",
+        sandbox: str = "auto",
         seed: int = 0,
         split: str = "train",
         render_mode: str | None = None,

@@ -42,9 +42,14 @@ class UnitTestReward:
     Args:
         sandbox: Where the code runs, in a fresh session for every episode.
         limits: Of that session.
+
+    Raises:
+        ConfigError: The sandbox keeps no names from cell to cell, so that no test could call the solution.
     """
 
     def __init__(self, sandbox: Sandbox, limits: Limits = LIMITS) -> None:
+        if not sandbox.keeps_state:
+            raise ConfigError(f"Unit tests need a sandbox that keeps names from cell to cell; {sandbox.name} does not.")
         self._sandbox = sandbox
         self._limits = limits
 

@@ -1,6 +1,6 @@
 """Running model-written code under limits."""
 
-from agentrl.sandbox.catalog import SANDBOXES, open_sandbox
+from agentrl.sandbox.catalog import SANDBOXES, Share, describe_level, open_sandbox
 from agentrl.sandbox.core import (
     ExecResult,
     ExecStatus,
@@ -12,7 +12,9 @@ from agentrl.sandbox.core import (
     Session,
     StateAfter,
 )
+from agentrl.sandbox.pool import WarmPool
 from agentrl.sandbox.session import RunnerSandbox
+from agentrl.sandbox.stateless import StatelessSandbox
 from agentrl.sandbox.unsafe_subprocess import UnsafeSubprocess
 
 __all__ = [
@@ -26,7 +28,11 @@ __all__ = [
     "SandboxUnavailableError",
     "SecurityLevel",
     "Session",
+    "Share",
     "StateAfter",
+    "StatelessSandbox",
     "UnsafeSubprocess",
+    "WarmPool",
+    "describe_level",
     "open_sandbox",
 ]

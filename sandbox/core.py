@@ -143,6 +143,8 @@ class Sandbox(Protocol):
 
     name: str
     security_level: SecurityLevel
+    keeps_state: bool
+    """Whether names and files live from cell to cell."""
 
     def open(self, *, limits: Limits, files: Mapping[str, bytes] | None = None) -> Session:
         """Starts a session with `files` (relative path to content) in its working directory.

@@ -1,5 +1,6 @@
 """The host's side of one sandbox: requests to its runner, and the sessions that live in it."""
 
+import contextlib
 import itertools
 import os
 import threading
@@ -22,8 +23,10 @@ GRACE_S = 45.0
 _OPERATION_S = 60.0
 _CELLS_PER_CORE = 1.5
 
-_running_cells = threading.BoundedSemaphore(max(2, ceil(_CELLS_PER_CORE * (os.cpu_count() or 1))))
+MAX_RUNNING_CELLS = max(2, ceil(_CELLS_PER_CORE * (os.cpu_count() or 1)))
 """More cells at once would only take CPU from each other, and with it wall-clock time that is limited."""
+
+_running_cells = threading.BoundedSemaphore(MAX_RUNNING_CELLS)
 
 
 class SandboxDiedError(Exception):
@@ -61,9 +64,13 @@ class Home:
         """Sessions whose end the runner is still to be told."""
         self._running: tuple[str, int] | None = None
         """Session and request of the cell that runs."""
+        self.stays_when_empty = False
+        """Whether the sandbox is used again after its last session."""
         self._died: str | None = None
-        self._is_closed = False
+        self.is_closed = False
+        """Whether the sandbox has ended or is about to."""
         self._owner = os.getpid()
+        self._finalizer = weakref.finalize(self, started.link.close)  # also when the host ends
         _homes.add(self)
         config = {"root": started.root, "max_user_processes": started.max_user_processes, **asdict(limits)}
         try:
@@ -74,12 +81,27 @@ class Home:
             text = self._link.last_words() or str(error) or repr(error)
             self.close()
             raise SandboxUnavailableError(f"The sandbox's runner did not start: {text}") from error
+        self._prepared: str | None = self._start_session()
 
     def open_session(self) -> str:
-        """Starts an interpreter and gives it a name."""
-        name = str(next(self._ids))
-        self._request({"op": "open", "session": name}, _OPERATION_S)
+        """The name of a new session. For the first one an interpreter is ready.
+
+        Raises:
+            SandboxDiedError: Of a program before.
+            InfrastructureError: The sandbox failed.
+        """
+        with self._lock:
+            name, self._prepared = self._prepared, None
+        if name is None:
+            name = self._start_session()
         self._sessions.add(name)
+        return name
+
+    def _start_session(self) -> str:
+        name = str(next(self._ids))
+        answer = self._request({"op": "open", "session": name}, _OPERATION_S)
+        if answer["error"] is not None:
+            raise InfrastructureError(f"The sandbox cannot start an interpreter: {answer['error']}.")
         return name
 
     def fork_session(self, name: str) -> tuple[str, str | None]:
@@ -120,34 +142,48 @@ class Home:
         """
         return self._request({"op": operation, "session": name, **fields}, _OPERATION_S)
 
+    def is_alive(self) -> bool:
+        """Whether the sandbox answers; one that does not is closed."""
+        try:
+            self._request({"op": "ping"}, _OPERATION_S)
+        except (SandboxDiedError, InfrastructureError):
+            return False
+        return True
+
     def end_session(self, name: str) -> None:
-        """Ends a session, also while its cell runs, and with the last one the sandbox."""
-        self._sessions.discard(name)
+        """Ends a session, also while its cell runs, and with the last one the sandbox unless that stays."""
         if os.getpid() != self._owner:
             return  # a forked copy of the host: the sandbox is its parent's
-        if not self._sessions:
+        self._sessions.discard(name)
+        if self._sessions or self.stays_when_empty:
+            self._drop(name)
+        else:
             self.close()
-            return
+
+    def _drop(self, name: str) -> None:
         self._closing.append(name)
         running = self._running
         if running is not None and running[0] == name:
-            self._send({"op": "cancel", "id": running[1]}, _OPERATION_S)
+            with contextlib.suppress(OSError):
+                self._send({"op": "cancel", "id": running[1]}, _OPERATION_S)
         if self._lock.acquire(blocking=False):  # otherwise whoever holds it will do it
             try:
                 self._end_closing()
             except (SandboxDiedError, InfrastructureError):
-                pass
+                pass  # the others will find out
             finally:
                 self._lock.release()
 
     def close(self) -> None:
         """Ends the sandbox and everything in it; safe to call twice and while a cell runs."""
-        self._is_closed = True
-        self._link.close()
+        self.is_closed = True
+        self._finalizer()
+        self._link.close()  # waits for whoever was first
 
     def abandon(self) -> None:
         """Lets go of the sandbox in a forked copy of the process that owns it."""
-        self._is_closed = True
+        self.is_closed = True
+        self._finalizer.detach()
         self._link.abandon()
 
     def _request(self, message: dict[str, Any], limit_s: float) -> dict[str, Any]:
@@ -172,7 +208,7 @@ class Home:
         """
         if self._died is not None:
             raise SandboxDiedError("ended")
-        if self._is_closed:
+        if self.is_closed:
             raise InfrastructureError("This sandbox session is closed.")
         request_id = next(self._ids)
         is_cell = message["op"] == "run"
@@ -190,7 +226,7 @@ class Home:
 
     def _failure(self, error: Exception, *, is_cell: bool) -> Exception:
         """Whose fault it is that no answer came. The sandbox is closed in any case."""
-        if self._is_closed:
+        if self.is_closed:
             return InfrastructureError("This sandbox session was closed while it was in use.")
         if is_cell and isinstance(error, TimeoutError):
             self._died = "wall"  # nothing in a sandbox outlives this but what a program has made

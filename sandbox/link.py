@@ -85,7 +85,7 @@ class SocketEnd:
         return self._sock.recv(num_bytes)
 
     def hang_up(self) -> None:
-        """Tells the other side that nothing will follow, upon which a runner ends; safe to call twice, in any thread."""
+        """Tells the other side that nothing will follow, upon which a runner ends; may be called twice, in any thread."""
         with contextlib.suppress(OSError):  # already closed, or the other side is gone
             self._sock.shutdown(socket.SHUT_WR)
 

@@ -47,8 +47,14 @@ def become_subreaper() -> None:
 
 
 def descendants(pid: int, prune: Iterable[int] = ()) -> list[int]:
-    """All processes below `pid`, parents first, leaving out the processes in `prune` and everything below them."""
+    """All processes below `pid`, parents first, leaving out the processes in `prune` and everything below them.
+
+    Process 1 of a namespace takes them from /proc, in no order, and what is below those in `prune` too. Elsewhere they
+    come from the lists of children, of which the kernel may skip an entry while another is reaped.
+    """
     hidden = set(prune)
+    if pid == 1:
+        return [other for other in _all_processes() if other != 1 and other not in hidden]
     found: list[int] = []
     queue = [pid]
     while queue:
@@ -85,15 +91,18 @@ def kill_descendants(pid: int, *, spare: Iterable[int] = (), prune: Iterable[int
     """
     spared = set(spare)
     deadline = time.monotonic() + limit_s
+    num_empty = 0
     while True:
         alive = [p for p in descendants(pid, prune) if p not in spared and _is_alive(p)]
-        if not alive:
+        num_empty = 0 if alive else num_empty + 1
+        if num_empty == 2:  # one look may have missed a process, see `descendants`
             return True
         for victim in alive:
             send_signal(victim, signal.SIGKILL)
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.0005)
+        if alive:
+            time.sleep(0.0005)
 
 
 def send_signal(pid: int, number: signal.Signals) -> None:
@@ -148,6 +157,12 @@ def _proportional_bytes(pid: int) -> int:
 def _is_alive(pid: int) -> bool:
     stat = _read_stat(pid)
     return stat is not None and stat.state not in "ZX"
+
+
+def _all_processes() -> list[int]:
+    with suppress(OSError):
+        return [int(name) for name in os.listdir("/proc") if name.isdecimal()]
+    return []
 
 
 def _children(pid: int) -> list[int]:

@@ -20,32 +20,38 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def to_result(answer: Mapping[str, Any], limits: Limits) -> ExecResult:
+def to_result(answer: Mapping[str, Any], limits: Limits, *, keeps_state: bool = True) -> ExecResult:
     """The answer of a runner as the result that callers see.
+
+    Args:
+        answer: Of the runner.
+        limits: Of the session.
+        keeps_state: Whether names live from cell to cell.
 
     Raises:
         InfrastructureError: It is not what a runner answers.
     """
     _check(answer)
     head, tail = (answer[part].encode("latin-1") for part in ("head", "tail"))
-    notice = _notice(answer, limits)
+    notice = _notice(answer, limits, keeps_state)
     room = max(0, int(limits.output_bytes) - len(notice.encode()) - 1)
     clipped = clip_ends(head, tail, answer["num_bytes"], room)
     separator = "\n" if notice and clipped.text and not clipped.text.endswith("\n") else ""
-    fields = ("status", "exit_code", "signal", "reason", "state", "cpu_s", "wall_s")
+    fields = ("status", "exit_code", "signal", "reason", "cpu_s", "wall_s")
     return ExecResult(
         output=clipped.text + separator + notice,
         output_bytes=clipped.num_bytes,
         truncated=clipped.truncated,
+        state=answer["state"] if keeps_state else "reset",
         **{name: answer[name] for name in fields},
     )
 
 
-def died_result(reason: str, limits: Limits, wall_s: float) -> ExecResult:
+def died_result(reason: str, limits: Limits, wall_s: float, *, keeps_state: bool = True) -> ExecResult:
     """The result of a cell whose program brought down the sandbox, for a session that starts again."""
     status = "timeout" if reason == "wall" else "killed"
     answer = {"head": "", "tail": "", "num_bytes": 0, "exit_code": None, "signal": None, "cpu_s": 0.0, "wall_s": wall_s}
-    return to_result({**answer, "status": status, "reason": reason, "state": "reset"}, limits)
+    return to_result({**answer, "status": status, "reason": reason, "state": "reset"}, limits, keeps_state=keeps_state)
 
 
 def _check(answer: Mapping[str, Any]) -> None:
@@ -56,10 +62,17 @@ def _check(answer: Mapping[str, Any]) -> None:
         raise InfrastructureError(f"The sandbox's runner answered without a proper {wrong[0]!r}.")
 
 
-def _notice(answer: Mapping[str, Any], limits: Limits) -> str:
+def _notice(answer: Mapping[str, Any], limits: Limits, keeps_state: bool) -> str:
     """One line for the model: why a cell was killed and what became of its names, or its exit code."""
     if answer["reason"] is None:
         return f"exit code {answer['exit_code']}\n" if answer["exit_code"] else ""
+    if not keeps_state:
+        return f"killed: {_cause(answer, limits)}\n"
+    names = "all names are lost" if answer["state"] == "reset" else "names from before this cell are kept"
+    return f"killed: {_cause(answer, limits)}; {names}\n"
+
+
+def _cause(answer: Mapping[str, Any], limits: Limits) -> str:
     reasons = {
         "cpu": f"{limits.cpu_s:g} s CPU limit",
         "wall": f"{limits.wall_s:g} s time limit",
@@ -69,16 +82,13 @@ def _notice(answer: Mapping[str, Any], limits: Limits) -> str:
         "ended": "the interpreter had ended since the last cell",
         "cancelled": "the call was cancelled",
     }
-    cause = reasons.get(answer["reason"])
-    if cause is None and answer["signal"] is not None:
-        cause = f"the interpreter died by {_signal_name(answer['signal'])}"
-    elif cause is None and answer["exit_code"] is not None:
-        cause = f"the interpreter exited with code {answer['exit_code']}"
-    elif cause is None:  # not the runner's child: only Linux lets it adopt a checkpoint
-        cause = "the interpreter ended"
-    if answer["state"] == "reset":
-        return f"killed: {cause}; all names are lost\n"
-    return f"killed: {cause}; names from before this cell are kept\n"
+    if answer["reason"] in reasons:
+        return reasons[answer["reason"]]
+    if answer["signal"] is not None:
+        return f"the interpreter died by {_signal_name(answer['signal'])}"
+    if answer["exit_code"] is not None:
+        return f"the interpreter exited with code {answer['exit_code']}"
+    return "the interpreter ended"  # not the runner's child: only Linux lets it adopt a checkpoint
 
 
 def _signal_name(number: int) -> str:

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 from agentrl.sandbox.cell_watch import ANSWER_S, CellEnd, CellWatch, Children, Copy, nothing_printed
 from agentrl.sandbox.frames import FrameError, encode, pair, read_message
 from agentrl.sandbox.interpreter import Interpreter, set_dumpable
-from agentrl.sandbox.process_tree import become_subreaper, descendants, kill_descendants, kill_group, measure
+from agentrl.sandbox.process_tree import become_subreaper, kill_descendants, kill_group, measure
 from agentrl.sandbox.process_tree import send_signal as signal_process
 from agentrl.sandbox.session_files import list_files, read_file, write_file
 from agentrl.sandbox.session_folder import SessionFolders, remove_folder
@@ -114,6 +114,7 @@ class Runner:
             "write": self._write,
             "list": self._list,
             "close": self._close,
+            "ping": lambda _: {},
         }
         try:
             return operations[request["op"]](request)
@@ -195,7 +196,7 @@ class Runner:
             finally:
                 theirs.close()
             ready, _ = ours.receive(ANSWER_S)
-            return Copy(ours, _process_below(ready.get("pid")))
+            return Copy(ours, _process_id(ready.get("pid")))
         except BaseException:
             ours.close()
             raise
@@ -282,15 +283,14 @@ class Runner:
         return {"error": None}
 
 
-def _process_below(pid: Any) -> int:
-    """A process id that an interpreter named, if it is one of ours: cells can write what they like.
+def _process_id(pid: Any) -> int:
+    """A process id that an interpreter named: cells can write what they like, and a signal to 0 or 1 hits us.
 
     Raises:
-        FrameError: It is not.
+        FrameError: It is none.
     """
-    known = descendants(os.getpid())  # empty where there is no /proc
-    if not isinstance(pid, int) or pid < 2 or (known and pid not in known):
-        raise FrameError(f"{pid!r} is not a process of this sandbox")
+    if not isinstance(pid, int) or pid < 2 or pid == os.getpid():
+        raise FrameError(f"{pid!r} is no process of a cell")
     return pid
 
 

@@ -1,12 +1,15 @@
 """Sessions of the back ends that run our own runner, whatever they put around it."""
 
 import base64
+import contextlib
+import os
+import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePosixPath
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from agentrl.errors import ConfigError, ForkError, InfrastructureError
 from agentrl.sandbox.core import ExecResult, Limits, SandboxFileError, SandboxUnavailableError, SecurityLevel
@@ -15,8 +18,11 @@ from agentrl.sandbox.link import Started
 from agentrl.sandbox.result import died_result, to_result
 from agentrl.sandbox.session_files import CHUNK_BYTES
 
-_START_ATTEMPTS = 3
-_FIRST_PAUSE_S = 0.5
+_ATTEMPTS = 4
+_FIRST_PAUSE_S = 0.25
+_starting = threading.BoundedSemaphore(max(2, os.cpu_count() or 1))
+
+T = TypeVar("T")
 
 
 class RunnerSandbox(ABC):
@@ -24,6 +30,7 @@ class RunnerSandbox(ABC):
 
     name: str
     security_level: SecurityLevel
+    keeps_state = True
 
     @abstractmethod
     def start(self, limits: Limits) -> Started:
@@ -34,8 +41,22 @@ class RunnerSandbox(ABC):
             InfrastructureError: It failed in a way that may pass.
         """
 
+    def check(self) -> None:
+        """Finds out whether the back end can be used here, by starting a sandbox and running a cell in it.
+
+        Raises:
+            SandboxUnavailableError: It cannot; the message names the remedy.
+        """
+        try:
+            with contextlib.closing(self.open(limits=Limits())) as session:
+                session.run("1")
+        except SandboxUnavailableError:
+            raise
+        except InfrastructureError as error:
+            raise SandboxUnavailableError(f"The sandbox {self.name} was tried and failed: {error}") from error
+
     def open(self, *, limits: Limits, files: Mapping[str, bytes] | None = None) -> "RunnerSession":
-        """Starts a session with `files` (relative path to content) in its working directory.
+        """Starts a session with `files` (relative path to content) in its working directory; tries several times.
 
         Raises:
             ConfigError: A path in `files` leaves the working directory.
@@ -43,25 +64,36 @@ class RunnerSandbox(ABC):
             InfrastructureError: It failed several times.
         """
         checked = check_files(files or {})
-        return RunnerSession(self, limits, checked, self.open_home(limits))
+        return retrying(lambda: RunnerSession(self, limits, checked, self.open_home(limits)))
 
     def open_home(self, limits: Limits) -> Home:
-        """A running sandbox without a session, tried for several times.
+        """A running sandbox without a session. Only so many are started at a time as there are cores.
 
         Raises:
             SandboxUnavailableError: The back end cannot run here.
-            InfrastructureError: It failed several times.
+            InfrastructureError: It failed in a way that may pass.
         """
-        for attempt in range(_START_ATTEMPTS):
-            try:
-                return Home(self.start(limits), limits)
-            except SandboxUnavailableError:
-                raise
-            except InfrastructureError:
-                if attempt == _START_ATTEMPTS - 1:
-                    raise
-                time.sleep(_FIRST_PAUSE_S * 2**attempt)
-        raise AssertionError("unreachable")
+        with _starting:
+            return Home(self.start(limits), limits)
+
+
+def retrying(attempt: Callable[[], T]) -> T:
+    """What an attempt gives, which is made several times if sandboxes fail.
+
+    Raises:
+        SandboxUnavailableError: At once: this does not pass.
+        InfrastructureError: Of the last attempt.
+    """
+    pause_s = _FIRST_PAUSE_S
+    for _ in range(_ATTEMPTS - 1):
+        try:
+            return attempt()
+        except SandboxUnavailableError:
+            raise
+        except InfrastructureError:
+            time.sleep(pause_s)
+            pause_s *= 2
+    return attempt()
 
 
 class RunnerSession:
@@ -87,7 +119,8 @@ class RunnerSession:
         self._files = files
         self._num_cells = 0
         self._is_closed = False
-        self._home = home
+        self.home = home
+        """The sandbox that the session lives in."""
         self._name = ""
         if name is None:
             self._move_in(home)
@@ -98,7 +131,7 @@ class RunnerSession:
     def _move_in(self, home: Home) -> None:
         """Starts an interpreter in a sandbox where no session lives."""
         try:
-            self._home, self._name = home, home.open_session()
+            self.home, self._name = home, home.open_session()
             self._finalizer = weakref.finalize(self, home.end_session, self._name)
             for path, data in self._files.items():
                 self.write(path, data)
@@ -126,12 +159,12 @@ class RunnerSession:
         self._num_cells += 1
         begun = time.monotonic()
         try:
-            answer = self._home.run(self._name, code, self._num_cells)
-            return to_result(answer, self._limits)
+            answer = self.home.run(self._name, code, self._num_cells)
+            return to_result(answer, self._limits, keeps_state=self._sandbox.keeps_state)
         except SandboxDiedError as death:
             wall_s = time.monotonic() - begun
-            self._move_in(self._sandbox.open_home(self._limits))
-            return died_result(death.reason, self._limits, wall_s)
+            retrying(lambda: self._move_in(self._sandbox.open_home(self._limits)))
+            return died_result(death.reason, self._limits, wall_s, keeps_state=self._sandbox.keeps_state)
 
     def fork(self) -> Self:
         """A session in the same state, by forking the interpreter and copying its folder: nothing runs twice.
@@ -147,12 +180,12 @@ class RunnerSession:
         if self._is_closed:
             raise InfrastructureError("This sandbox session is closed.")
         try:
-            twin, error = self._home.fork_session(self._name)
+            twin, error = self.home.fork_session(self._name)
         except SandboxDiedError as death:
             raise ForkError("A program has brought down the sandbox, so there is no state to copy.") from death
         if error is not None:
             raise ForkError(f"The interpreter's state cannot be copied: {error}.")
-        session = type(self)(self._sandbox, self._limits, self._files, self._home, twin)
+        session = type(self)(self._sandbox, self._limits, self._files, self.home, twin)
         session._num_cells = self._num_cells
         return session
 
@@ -203,7 +236,7 @@ class RunnerSession:
         if self._is_closed:
             raise InfrastructureError("This sandbox session is closed.")
         try:
-            answer = self._home.ask(operation, self._name, **fields)
+            answer = self.home.ask(operation, self._name, **fields)
         except SandboxDiedError as death:
             raise SandboxFileError("A program has brought down the sandbox; its files are lost.") from death
         if answer["error"] is not None:

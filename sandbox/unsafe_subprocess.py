@@ -19,13 +19,15 @@ import tempfile
 import threading
 
 from agentrl.errors import InfrastructureError
+from agentrl.sandbox.cleanup import FOLDER_PREFIX
 from agentrl.sandbox.core import Limits, SandboxUnavailableError, SecurityLevel
+from agentrl.sandbox.janitor import ensure_janitor
 from agentrl.sandbox.launch import runner_command, runner_environment
 from agentrl.sandbox.link import SocketEnd, Started
+from agentrl.sandbox.owner import owned_name
 from agentrl.sandbox.session import RunnerSandbox
 from agentrl.sandbox.session_folder import remove_folder
 
-FOLDER_PREFIX = "agentrl-session-"
 _CLOSE_S = 10.0
 
 
@@ -46,8 +48,9 @@ class UnsafeSubprocess(RunnerSandbox):
             raise SandboxUnavailableError(
                 f"The sandbox unsafe_subprocess needs a POSIX system (fork), this is {os.name!r}; use WSL or Linux."
             )
+        ensure_janitor()
         try:
-            root = os.path.realpath(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+            root = os.path.realpath(tempfile.mkdtemp(prefix=owned_name(FOLDER_PREFIX)))
         except OSError as error:
             raise SandboxUnavailableError(f"The session's folder cannot be made: {error}") from error
         ours, theirs = socket.socketpair()

@@ -64,7 +64,7 @@ def test_the_question_holds_what_the_program_needs(make: Any) -> None:
 
 
 def test_variables_of_one_cell_are_there_in_the_next() -> None:
-    env = CodeInterpreterEnv()
+    env = CodeInterpreterEnv(sandbox="unsafe_subprocess")
     env.reset(seed=1)
     env.step(format_tool_call(ToolCall("python", {"code": "x = 20"})))
     assert env.step(format_tool_call(ToolCall("python", {"code": "x + 22"})))[0] == "42"
@@ -75,7 +75,7 @@ def test_variables_of_one_cell_are_there_in_the_next() -> None:
 
 
 def test_forks_share_what_was_before_and_nothing_after() -> None:
-    env = CodeInterpreterEnv()
+    env = CodeInterpreterEnv(sandbox="unsafe_subprocess")
     env.reset(seed=1)
     env.step(format_tool_call(ToolCall("python", {"code": "import random\nrandom.seed(1)\nlog = [1]"})))
     twin = env.fork()
@@ -88,7 +88,7 @@ def test_forks_share_what_was_before_and_nothing_after() -> None:
 
 
 def test_failing_code_is_an_observation() -> None:
-    env = CodeInterpreterEnv()
+    env = CodeInterpreterEnv(sandbox="unsafe_subprocess")
     env.reset(seed=1)
     observation, reward, terminated, *_ = env.step(format_tool_call(ToolCall("python", {"code": "1 / 0"})))
     assert "ZeroDivisionError" in observation
@@ -98,7 +98,7 @@ def test_failing_code_is_an_observation() -> None:
 
 
 def test_the_sandbox_is_named_and_its_danger_is_told() -> None:
-    assert inspect.signature(CodeInterpreterEnv).parameters["sandbox"].default == "unsafe_subprocess"
+    assert inspect.signature(CodeInterpreterEnv).parameters["sandbox"].default == "auto"
     assert "NOT a security boundary" in (inspect.getdoc(CodeInterpreterEnv) or "")
     with pytest.raises(UnknownNameError, match="Did you mean 'unsafe_subprocess'"):
         CodeInterpreterEnv(sandbox="unsafe_subproces")
@@ -106,7 +106,7 @@ def test_the_sandbox_is_named_and_its_danger_is_told() -> None:
 
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_texts_must_match_exactly_and_numbers_by_value(level: int) -> None:
-    env = CodeInterpreterEnv(level=level)
+    env = CodeInterpreterEnv(level=level, sandbox="unsafe_subprocess")
     seen = set()
     for index in range(40):
         answer = env.task_set()[index].answer

@@ -37,7 +37,10 @@ def arguments_of(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Mappi
     path = tmp_path_factory.mktemp("dataset") / "tasks.jsonl"
     rows = [{"prompt": f"What is {n} squared?", "answer": str(n * n)} for n in range(1000, 1200)]
     path.write_text("\n".join(map(json.dumps, rows)))
-    return {"agentrl/Dataset-v0": {"path": str(path), "tools": ["calculator"], "reward": "numeric"}}
+    return {
+        "agentrl/Dataset-v0": {"path": str(path), "tools": ["calculator"], "reward": "numeric"},
+        "agentrl/CodeInterpreter-v0": {"sandbox": "unsafe_subprocess"},
+    }
 
 
 def environment_class(env_id: str) -> type[ToolEnv]:

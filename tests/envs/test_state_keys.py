@@ -103,7 +103,7 @@ SHIPPED: Mapping[str, tuple[str, str, tuple[str, str, str]]] = {
 @pytest.mark.parametrize("env_id", SHIPPED)
 def test_shipped_environments_name_states_by_what_the_tools_returned(env_id: str, tmp_path: Path) -> None:
     name, argument, texts = SHIPPED[env_id]
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {"sandbox": "unsafe_subprocess"} if env_id == "agentrl/CodeInterpreter-v0" else {}
     if env_id == "agentrl/Dataset-v0":
         (tmp_path / "data.jsonl").write_text(DATA)
         options = {"path": {"train": tmp_path / "data.jsonl"}, "tools": ["calculator"], "reward": "numeric"}

@@ -67,6 +67,7 @@ class RecordingSandbox:
 
     name = "recording"
     security_level = SecurityLevel.NONE
+    keeps_state = True
 
     def __init__(self) -> None:
         self.given: list[Any] = []

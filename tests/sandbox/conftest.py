@@ -1,18 +1,20 @@
 from collections.abc import Iterator
 
 import pytest
+from engines import require_docker
 from session_checks import GENEROUS, OpenSession
 
 from agentrl.sandbox import Limits, UnsafeSubprocess
-from agentrl.sandbox.unsafe_subprocess import SubprocessSession
+from agentrl.sandbox.docker_sandbox import DockerSandbox
+from agentrl.sandbox.session import RunnerSession
 
 
 @pytest.fixture
 def open_session() -> Iterator[OpenSession]:
     """Opens sessions that are closed at the end of the test."""
-    sessions: list[SubprocessSession] = []
+    sessions: list[RunnerSession] = []
 
-    def start(limits: Limits = GENEROUS, files: dict[str, bytes] | None = None) -> SubprocessSession:
+    def start(limits: Limits = GENEROUS, files: dict[str, bytes] | None = None) -> RunnerSession:
         sessions.append(UnsafeSubprocess().open(limits=limits, files=files))
         return sessions[-1]
 
@@ -22,5 +24,11 @@ def open_session() -> Iterator[OpenSession]:
 
 
 @pytest.fixture
-def session(open_session: OpenSession) -> SubprocessSession:
+def session(open_session: OpenSession) -> RunnerSession:
     return open_session()
+
+
+@pytest.fixture(scope="session")
+def docker_sandbox() -> DockerSandbox:
+    """Skips where there is no engine."""
+    return DockerSandbox(require_docker())

@@ -19,7 +19,7 @@ def folder_of(session: RunnerSession) -> Path:
 
 def runner_of(session: RunnerSession) -> int:
     """Process id of the runner that a session of `unsafe_subprocess` has."""
-    return int(session._home._link._process.pid)  # type: ignore[attr-defined]
+    return int(session.home._link._process.pid)  # type: ignore[attr-defined]
 
 
 def processes_in(folder: Path) -> list[int]:

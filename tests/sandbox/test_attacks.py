@@ -252,9 +252,9 @@ def test_output_is_bounded_and_its_head_and_tail_are_kept(open_session: OpenSess
     assert len(result.output.encode()) <= 1000
 
 
-def test_a_huge_output_costs_the_supervisor_no_memory(open_session: OpenSession) -> None:
+def test_a_huge_output_costs_the_runner_no_memory(open_session: OpenSession) -> None:
     session = open_session(Limits(cpu_s=60, wall_s=120))
-    supervisor = session._connection._pid
+    supervisor = runner_of(session)
 
     def peak_kb() -> int:
         with open(f"/proc/{supervisor}/status") as file:

@@ -1,13 +1,22 @@
 """The interpreter tool as an episode uses it, over the real sandbox."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from agentrl.errors import ConfigError, ForkError, InfrastructureError
+from agentrl.errors import ConfigError, DataError, ForkError, InfrastructureError
 from agentrl.messages import ToolCall
-from agentrl.sandbox import ExecResult, Limits, SandboxUnavailableError, SecurityLevel, Session, UnsafeSubprocess
+from agentrl.sandbox import (
+    ExecResult,
+    Limits,
+    SandboxFileError,
+    SandboxUnavailableError,
+    SecurityLevel,
+    Session,
+    UnsafeSubprocess,
+)
 from agentrl.tools import TOOLS, InterpreterTool, Toolbox, ToolResult, ToolStatus
 
 LIMITS = Limits(cpu_s=60, wall_s=120)
@@ -76,10 +85,9 @@ def test_a_program_over_its_limit_is_told_so(sandbox: CountingSandbox) -> None:
         assert result.status is ToolStatus.ERROR
 
 
-def test_the_tools_deadline_comes_after_the_sandboxes() -> None:
+def test_the_sandbox_alone_keeps_time() -> None:
     tool = InterpreterTool(UnsafeSubprocess(), limits=Limits(wall_s=77.0))
-    assert tool.deadline_s > 77.0
-    assert tool.open().deadline_s == tool.deadline_s
+    assert tool.deadline_s is tool.open().deadline_s is None
     assert not tool.inline
 
 
@@ -142,6 +150,7 @@ def test_a_sandbox_that_fails_ends_the_episode(sandbox: CountingSandbox) -> None
     class Absent:
         name = "absent"
         security_level = SecurityLevel.CONTAINER
+        keeps_state = True
 
         def open(self, *, limits: Limits, files: Mapping[str, bytes] | None = None) -> Session:
             raise SandboxUnavailableError("no engine: install one")
@@ -153,6 +162,100 @@ def test_a_sandbox_that_fails_ends_the_episode(sandbox: CountingSandbox) -> None
         sandbox.sessions[-1].close()
         with pytest.raises(InfrastructureError):
             ask(toolbox, "1")
+
+
+class Walled(CountingSandbox):
+    """Stands for a back end that isolates: what a cell did is gone with its sandbox."""
+
+    security_level = SecurityLevel.CONTAINER
+
+
+def test_a_sandbox_that_fails_is_replaced_once_and_brought_to_the_same_state() -> None:
+    sandbox = Walled()
+    with Toolbox([InterpreterTool(sandbox, limits=LIMITS, files={"a": b"1"})]) as toolbox:
+        ask(toolbox, "x = [open('a').read()]; print('once')")
+        ask(toolbox, "1 / 0")
+        sandbox.sessions[-1].close()
+        assert ask(toolbox, "x.append(2); x").text == "['1', 2]"
+        assert len(sandbox.sessions) == 2
+        sandbox.sessions[-1].close()
+        assert ask(toolbox, "x").text == "['1', 2]"
+
+
+def test_a_state_that_does_not_come_out_the_same_ends_the_episode() -> None:
+    sandbox = Walled()
+    with Toolbox([InterpreterTool(sandbox, limits=LIMITS)]) as toolbox:
+        ask(toolbox, "import os; os.urandom(8)")
+        sandbox.sessions[-1].close()
+        with pytest.raises(InfrastructureError):
+            ask(toolbox, "1")
+
+
+def test_a_sandbox_that_keeps_failing_ends_the_episode() -> None:
+    class Failing(Walled):
+        def open(self, *, limits: Limits, files: Mapping[str, bytes] | None = None) -> Any:
+            session = super().open(limits=limits, files=files)
+            session.close()
+            return session
+
+    sandbox = Failing()
+    with Toolbox([InterpreterTool(sandbox, limits=LIMITS)]) as toolbox, pytest.raises(InfrastructureError):
+        ask(toolbox, "1")
+    assert len(sandbox.sessions) == 2
+
+
+def test_files_go_in_and_come_out(sandbox: CountingSandbox) -> None:
+    tool = InterpreterTool(sandbox, limits=LIMITS).open()
+    tool.write("task/data.csv", b"1,2")
+    tool.call({"code": "_ = open('sum.txt', 'w').write(str(sum(map(int, open('task/data.csv').read().split(',')))))"})
+    assert tool.list_files() == ["sum.txt", "task/data.csv"]
+    assert tool.read("sum.txt") == b"3"
+    with pytest.raises(SandboxFileError, match="no such file"):
+        tool.read("other.txt")
+    tool.close()
+
+
+def test_a_link_is_not_followed_out_of_the_sandbox(sandbox: CountingSandbox, tmp_path: Path) -> None:
+    (tmp_path / "answer").write_text("42")
+    tool = InterpreterTool(sandbox, limits=LIMITS).open()
+    tool.call(
+        {"code": f"import os; os.symlink({str(tmp_path / 'answer')!r}, 'out'); os.symlink({str(tmp_path)!r}, 'dir')"}
+    )
+    tool.call({"code": "os.mkfifo('pipe'); os.mkdir('folder')"})
+    for path in ("out", "dir/answer", "pipe", "folder", "/etc/passwd", "../answer", ""):
+        with pytest.raises(SandboxFileError):
+            tool.read(path)
+    for path in ("out", "dir/new", "folder", "pipe"):
+        with pytest.raises(SandboxFileError):
+            tool.write(path, b"overwritten")
+    assert (tmp_path / "answer").read_text() == "42"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["answer"]
+    tool.close()
+
+
+def test_a_large_file_is_refused_before_it_is_read(sandbox: CountingSandbox) -> None:
+    tool = InterpreterTool(sandbox, limits=LIMITS).open()
+    tool.call({"code": "_ = open('big', 'wb').write(bytes(3_000_000))"})
+    with pytest.raises(SandboxFileError, match="3,000,000 bytes; at most 1,000"):
+        tool.read("big", 1000)
+    assert tool.read("big") == bytes(3_000_000)
+    tool.close()
+
+
+def test_the_model_is_told_when_nothing_is_kept() -> None:
+    assert "are kept from call to call" in InterpreterTool(UnsafeSubprocess()).description
+    tool = TOOLS["python"](sandbox="unsafe_subprocess", share="stateless")
+    assert "a program of its own" in tool.description
+    assert tool.call({"code": "6 * 7"}) == "42"
+
+
+def test_the_catalog_reads_files_of_this_machine(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("1")
+    tool = TOOLS["python"](sandbox="unsafe_subprocess", files={"data.csv": str(tmp_path / "table.csv")}).open()
+    assert tool.call({"code": "open('data.csv').read()"}) == "'1'"
+    tool.close()
+    with pytest.raises(DataError, match="cannot be read"):
+        TOOLS["python"](sandbox="unsafe_subprocess", files={"data.csv": str(tmp_path / "absent")})
 
 
 def test_a_failure_without_output_still_has_a_text() -> None:
@@ -177,8 +280,10 @@ def test_a_failure_without_output_still_has_a_text() -> None:
 def test_the_catalog_makes_it_only_with_a_named_sandbox() -> None:
     make = TOOLS["python"]
     tool = make(sandbox="unsafe_subprocess", limits={"cpu_s": 2.0, "wall_s": 5.0})
-    assert tool.deadline_s > 5.0
-    with pytest.raises(ConfigError, match="Say which sandbox runs the model's code: sandbox='unsafe_subprocess'"):
+    assert (tool._limits.cpu_s, tool._limits.wall_s) == (2.0, 5.0)
+    with pytest.raises(
+        ConfigError, match=r"Say which sandbox runs the model's code: sandbox='auto' \| 'docker' \| 'bubblewrap'"
+    ):
         make()
     with pytest.raises(LookupError, match="unsafe_subprocess"):
         make(sandbox="subprocess")

@@ -1,0 +1,35 @@
+"""What several test files do with containers."""
+
+import json
+import struct
+from typing import Any
+
+from agentrl.sandbox import Limits
+from agentrl.sandbox.docker_engine import OWNER_LABEL, Engine
+from agentrl.sandbox.docker_sandbox import DockerSandbox
+from agentrl.sandbox.link import Link
+from agentrl.sandbox.owner import owner_id
+
+_ENGINE = Engine()
+
+
+def start_program(sandbox: DockerSandbox, source: str, limits: Limits | None = None) -> Link:
+    """A container that runs a program of the test instead of the runner; it must define `main`."""
+    link = sandbox.start(limits or Limits()).link
+    body = json.dumps({"agentrl.sandbox.runner": source}).encode()
+    link.send(struct.pack(">I", len(body)) + body, 60)
+    return link
+
+
+def receive_exactly(link: Link, num_bytes: int) -> bytes:
+    """So many bytes, or fewer at the end of the stream."""
+    data = b""
+    while len(data) < num_bytes and (part := link.receive(num_bytes - len(data), 60)):
+        data += part
+    return data
+
+
+def containers_of(owner: str | None = None) -> dict[str, dict[str, Any]]:
+    """Id to what the engine says of each container of a process; of this one by default."""
+    label = f"{OWNER_LABEL}={owner or owner_id()}"
+    return {found["Id"]: found for found in _ENGINE.client().api.containers(all=True, filters={"label": label})}
