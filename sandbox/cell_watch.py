@@ -7,6 +7,7 @@ import os
 import select
 import signal
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
@@ -78,19 +79,19 @@ class CellWatch:
     output_fd: int
     limits: Mapping[str, Any]
     children: Children
-    before: Usage
-    """What the interpreter had used before the cell."""
-    begun: float
     output: OutputBuffer = field(init=False)
     cpu_s: float = 0.0
-    _checked: float = field(default_factory=monotonic)
+    _before: Usage = field(default_factory=Usage)
+    """What the interpreter had used before the cell."""
+    _begun: float = 0.0
+    _checked: float = 0.0
     _hung_up: bool = False
 
     def __post_init__(self) -> None:
         self.output = OutputBuffer(self.limits["output_bytes"])
 
     def wait(self, number: int, host_fd: int, is_cancelled: Callable[[], bool]) -> CellEnd:
-        """Waits for the end of cell `number`.
+        """Lets cell `number` begin, now that its checkpoint is safe, and waits for its end.
 
         Args:
             number: Of the cell, which its interpreter reports back.
@@ -101,6 +102,10 @@ class CellWatch:
             EOFError: The host hung up.
         """
         channel = self.interpreter.channel
+        self._before = measure([self.interpreter.pid])
+        self._begun = self._checked = monotonic()
+        with suppress(OSError):  # it has died: the channel says so below
+            channel.send({"op": "go"}, timeout_s=ANSWER_S)
         poll = select.poll()
         for fd in (host_fd, channel.fileno(), self.output_fd):
             poll.register(fd, select.POLLIN)
@@ -127,16 +132,16 @@ class CellWatch:
 
     def _passed_limit(self) -> str | None:
         """The limit that the cell is beyond, or None."""
-        if monotonic() - self.begun > self.limits["wall_s"]:
+        if monotonic() - self._begun > self.limits["wall_s"]:
             return "wall"
         self.children.reap()
         pids = descendants(os.getpid(), prune=self.bystanders)
         usage = measure(pids)
-        self.cpu_s = usage.cpu_s - self.before.cpu_s + self.children.cpu_s
+        self.cpu_s = usage.cpu_s - self._before.cpu_s + self.children.cpu_s
         memory = self.limits["memory_mb"] * (1 << 20)
         if self.cpu_s > self.limits["cpu_s"]:
             return "cpu"
-        if usage.num_tasks - self.before.num_tasks > self.limits["pids"]:
+        if usage.num_tasks - self._before.num_tasks > self.limits["pids"]:
             return "pids"
         if usage.resident_bytes > memory and proportional_bytes(pids) > memory:
             return "memory"
@@ -151,7 +156,7 @@ class CellWatch:
             "num_bytes": self.output.num_bytes,
             "reason": end.reason,
             "cpu_s": self.cpu_s,
-            "wall_s": monotonic() - self.begun,
+            "wall_s": monotonic() - self._begun,
         }
         if end.done:
             status = "ok" if end.done["succeeded"] else "error"

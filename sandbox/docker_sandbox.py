@@ -28,8 +28,8 @@ _MEBIBYTE = 1 << 20
 _RUNNER_MEMORY_MB = 48
 _RUNNER_TASKS, _TASKS_PER_SESSION = 8, 2
 """A session that runs a cell has a sleeping copy; the rest is for what is being started or killed."""
-_OPEN_FILES = 4096
-"""Of the runner, which holds two for each session; those of cells are limited by the runner."""
+_ULIMITS = {"nofile": 4096, "core": 0, "msgqueue": 0}
+"""The runner holds two files for each session and limits those of cells; queues could be made in /dev/mqueue."""
 
 
 class DockerSandbox(RunnerSandbox):
@@ -146,7 +146,7 @@ def _cgroup(limits: Limits) -> dict[str, Any]:
         "mem_limit": resources["Memory"],
         "memswap_limit": resources["MemorySwap"],
         "pids_limit": resources["PidsLimit"],
-        "ulimits": [Ulimit(name="nofile", soft=_OPEN_FILES, hard=_OPEN_FILES), Ulimit(name="core", soft=0, hard=0)],
+        "ulimits": [Ulimit(name=name, soft=most, hard=most) for name, most in _ULIMITS.items()],
     }
 
 

@@ -64,6 +64,7 @@ _LEFT_OUT = {"site-packages", "dist-packages", "test", "idlelib", "turtledemo", 
 _PREFIX = Path("/usr/local")
 _LINKED_FOLDERS = ("bin", "lib", "lib32", "lib64", "sbin")
 """At the root of most systems links into /usr."""
+_TIME_ZONES = Path("/usr/share/zoneinfo")
 _ACCOUNTS = {
     "etc/passwd": "root:x:0:0::/:/bin/sh\nnobody:x:65534:65534::/box/work:/bin/sh\n",
     "etc/group": "root:x:0:\nnogroup:x:65534:\n",
@@ -92,6 +93,7 @@ def write_root(file: IO[bytes], packages: Iterable[str]) -> None:
         for source in map(Path, python.packages.values()):
             root.add_tree(source, library_place / "site-packages" / source.name)
         root.add_link(library_place / "dist-packages", "site-packages")  # how Debian's Python calls it
+        root.add_tree(_TIME_ZONES, _TIME_ZONES, left_out=("posix", "right"))
         for name in _PROGRAMS:
             if program := shutil.which(name):
                 root.add_file(Path(program), Path("/usr/bin", name))

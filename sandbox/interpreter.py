@@ -81,6 +81,7 @@ class Interpreter:
             if self._clone(checkpoint_fd):
                 os.close(output_fd)
                 return
+            self._channel.receive()  # the word to go: a cell may kill whatever it finds, and shall not find half a copy
             self._run(message, output_fd)
         elif message["op"] == "resume":
             self._group_to_kill = None

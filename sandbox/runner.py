@@ -16,13 +16,12 @@ import sys
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass
-from time import monotonic
 from typing import Any, NoReturn
 
 from agentrl.sandbox.cell_watch import ANSWER_S, CellEnd, CellWatch, Children, Copy, nothing_printed
 from agentrl.sandbox.frames import FrameError, encode, pair, read_message
 from agentrl.sandbox.interpreter import Interpreter, set_dumpable
-from agentrl.sandbox.process_tree import become_subreaper, kill_descendants, kill_group, measure
+from agentrl.sandbox.process_tree import become_subreaper, kill_descendants, kill_group
 from agentrl.sandbox.process_tree import send_signal as signal_process
 from agentrl.sandbox.session_files import list_files, read_file, write_file
 from agentrl.sandbox.session_folder import SessionFolders, remove_folder
@@ -147,33 +146,33 @@ class Runner:
     def _run(self, request: dict[str, Any]) -> dict[str, Any]:
         """Runs one cell; the answer has the fields of `ExecResult`, and head and tail of the output."""
         session = self._sessions[request["session"]]
-        try:
-            self._folders.activate(session.name)
-        except OSError:  # cells have removed or locked what the session lives in
+        if not self._activate(session):
             return self._start_afresh(session, new_folders=True)
         self._children.forget()
         read_fd, write_fd = os.pipe()
         os.set_blocking(read_fd, False)
         try:
-            sleeping = self._sleeping()
-            begun, before = monotonic(), measure([session.interpreter.pid])  # now, as the cell does not wait for us
             order = {"op": "run", "code": request["code"], "number": request["number"], "cpu_s": self._config["cpu_s"]}
-            try:
-                checkpoint = self._send_with_new_channel(session, order, [write_fd])
-            except _CONNECTION_ERRORS:
+            checkpoint = self._copy(session, order, [write_fd])
+            os.close(write_fd)
+            if checkpoint is None:
                 return self._start_afresh(session)
-            finally:
-                os.close(write_fd)
-            bystanders = [checkpoint.pid, *(pid for pid in sleeping if pid != session.interpreter.pid)]
-            watch = CellWatch(
-                session.interpreter, bystanders, read_fd, self._config, self._children, before=before, begun=begun
-            )
+            bystanders = [checkpoint.pid, *(pid for pid in self._sleeping() if pid != session.interpreter.pid)]
+            watch = CellWatch(session.interpreter, bystanders, read_fd, self._config, self._children)
             end = watch.wait(request["number"], self._host.fileno(), lambda: self._is_cancelled(request["id"]))
             self._clean_up(session, checkpoint, end)
             watch.output.read_rest(read_fd)
         finally:
             os.close(read_fd)
         return watch.describe(end)
+
+    def _activate(self, session: _Session) -> bool:
+        """Whether the session's folders could be put in place: cells may have removed or locked them."""
+        try:
+            self._folders.activate(session.name)
+        except OSError:
+            return False
+        return True
 
     def _sleeping(self) -> list[int]:
         return [session.interpreter.pid for session in self._sessions.values()]
@@ -187,8 +186,8 @@ class Runner:
         message = self._host.receive()
         return bool(message["op"] == "cancel" and message["id"] == request_id)
 
-    def _send_with_new_channel(self, session: _Session, order: dict[str, Any], fds: list[int]) -> Copy:
-        """Gives the interpreter an order that makes it copy itself, and waits for the copy."""
+    def _copy(self, session: _Session, order: dict[str, Any], fds: list[int]) -> Copy | None:
+        """Gives the interpreter an order that makes it copy itself first; None if there is no copy."""
         ours, theirs = pair()
         try:
             try:
@@ -197,9 +196,9 @@ class Runner:
                 theirs.close()
             ready, _ = ours.receive(ANSWER_S)
             return Copy(ours, _process_id(ready.get("pid")))
-        except BaseException:
+        except _CONNECTION_ERRORS:
             ours.close()
-            raise
+            return None
 
     def _start_afresh(self, session: _Session, *, new_folders: bool = False) -> dict[str, Any]:
         """Replaces an interpreter that has died or hangs between two cells, by a thread or signal of an earlier one."""
@@ -234,9 +233,8 @@ class Runner:
     def _fork(self, request: dict[str, Any]) -> dict[str, Any]:
         """Copies a session, which is then found under the name `twin`."""
         session, twin = self._sessions[request["session"]], request["twin"]
-        try:
-            copy = self._send_with_new_channel(session, {"op": "clone"}, [])
-        except _CONNECTION_ERRORS:
+        copy = self._copy(session, {"op": "clone"}, [])
+        if copy is None:
             return {"error": self._refusal(session)}
         source = self._folders.place(session.name)
         try:

@@ -139,7 +139,7 @@ class _Check:
         """
         result = session.run(fill(code, self._values))
         if self._secret in result.output:
-            raise _Failure("the output holds the secret")
+            raise _Failure("it got out: the output holds the secret")
         if _NOTICES[result.state] not in result.output:
             raise _Failure(f"the output does not say that the names were {result.state}")
         num_bytes, limit = len(result.output.encode("utf-8", "surrogatepass")), self._attack.limits.output_bytes
@@ -195,7 +195,7 @@ class _Check:
             with suppress(SandboxFileError):
                 data = self._session.read(path, 1 << 16)
             if self._secret.encode() in data:
-                raise _Failure(f"reading the file {path!r} gave the secret")
+                raise _Failure(f"it got out: the file {path!r} holds the secret")
         if self._attack.reads:
             self._session.list_files()
 

@@ -20,7 +20,9 @@ _CANARY = ATTEMPT + "attempt('answer', lambda: read(@CANARY@))"
 _ROUNDABOUT = (
     ATTEMPT
     + """
-for root in ("/proc/self/root", "/proc/1/root", "/proc/self/cwd" + "/.." * 40, "/proc/thread-self/root", "//", "/." * 5):
+up = "/.." * 40
+roots = "/proc/self/root", "/proc/1/root", "/proc/self/cwd" + up, "/proc/thread-self/root", "//", up, "/dev/fd/3" + up
+for root in roots:
     attempt(root, lambda: read(root + @CANARY@))
 """
 )
@@ -99,7 +101,7 @@ os.symlink("fifo", "to-fifo"); os.mkdir("folder")
 _SPECIAL_READ = ("fifo", "socket", "zero", "stdin", "fd", "to-fifo", "folder", "", ".", "..", "/etc/passwd", "../../x")
 _ODD_NAMES = """
 import os
-for name in (b"new\\nline", b"\\xff\\xfe", b"-rf", b" ", b"x" * 255, b"\\x1b[31m", b"..x", b"\\xe2\\x80\\xae", b"a" * 200 + b"\\n"):
+for name in (b"new\\nline", b"\\xff\\xfe", b"-rf", b" ", b"x" * 255, b"\\x1b[31m", b"..x", b"\\xe2\\x80\\xae", b"a\\n"):
     open(name, "w").close()
     os.mkdir(name + b"d" if len(name) < 255 else b"y" * 255)
 """
@@ -123,9 +125,9 @@ _BY_HANDLE = SYSTEM_CALLS + "probe('open_by_handle_at', -1, 0, 0)\nprobe('name_t
 _KERNEL_FILES = (
     ATTEMPT
     + """
-for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sysrq-trigger", "/proc/sys/vm/drop_caches",
-             "/proc/sys/kernel/hostname", "/proc/sys/fs/binfmt_misc/register", "/sys/kernel/uevent_helper",
-             "/sys/fs/cgroup/cgroup.procs", "/proc/irq/default_smp_affinity", "/proc/latency_stats"):
+for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sysrq-trigger",
+             "/proc/sys/vm/drop_caches", "/proc/sys/kernel/hostname", "/proc/sys/fs/binfmt_misc/register",
+             "/sys/kernel/uevent_helper", "/sys/fs/cgroup/cgroup.procs", "/proc/irq/default_smp_affinity"):
     attempt(path, lambda: os.close(os.open(path, os.O_WRONLY)))
 for path in ("/proc/kcore", "/proc/kmsg", "/proc/kpageflags", "/proc/vmallocinfo", "/proc/slabinfo"):
     attempt(path, lambda: read(path).strip(b"\\0"))

@@ -7,8 +7,10 @@ _ENVIRONMENT = (
     ATTEMPT
     + """
 attempt("variable", lambda: os.environ[@VARIABLE@] if @VARIABLE@ in os.environ else "")
-attempt("own", lambda: read("/proc/self/environ", 1 << 20) if @VARIABLE@.encode() in read("/proc/self/environ", 1 << 20) else "")
-suspects = [name for name in os.environ if any(part in name for part in ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL"))]
+own = read("/proc/self/environ", 1 << 20)
+print("LEAKED" if @VARIABLE@.encode() in own else "REFUSED own")
+parts = "KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL"
+suspects = [name for name in os.environ if any(part in name for part in parts)]
 print("LEAKED" if suspects else "REFUSED suspects", suspects)
 """
 )

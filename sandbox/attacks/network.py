@@ -30,7 +30,8 @@ attempt("name", lambda: socket.gethostbyname("name.invalid"))
 )
 _INTERFACES = """
 import socket
-tunnels = {"tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6gre0"}  # in every namespace
+# These are in every namespace once their driver is loaded, and lead nowhere.
+tunnels = {"tunl0", "sit0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6gre0"}
 try: names = {name for _, name in socket.if_nameindex()}
 except OSError: names = set()
 with open("/proc/net/dev") as file: names |= {line.split(":")[0].strip() for line in file if ":" in line}
@@ -56,7 +57,8 @@ import socket
 for name, family, kind in (
     ("vsock", 40, 1), ("vsock datagram", 40, 2), ("alg", 38, 5), ("bluetooth", 31, 3), ("can", 29, 3), ("tipc", 30, 2),
     ("rds", 21, 5), ("key", 15, 3), ("xdp", 44, 3), ("qrtr", 42, 2), ("kcm", 41, 5), ("phonet", 35, 2), ("nfc", 39, 5),
-    ("x25", 9, 5), ("appletalk", 5, 2), ("ieee802154", 36, 3), ("smc", 43, 1), ("pppox", 24, 1), ("llc", 26, 1), ("mctp", 45, 2),
+    ("x25", 9, 5), ("appletalk", 5, 2), ("ieee802154", 36, 3), ("smc", 43, 1), ("pppox", 24, 1), ("llc", 26, 1),
+    ("mctp", 45, 2),
 ):
     attempt(name, lambda: socket.socket(family, kind).close() or name)
 for name, kind, protocol in ("sctp", 1, 132), ("mptcp", 1, 262), ("dccp", 6, 33):

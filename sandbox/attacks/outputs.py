@@ -16,9 +16,8 @@ from agentrl.sandbox.attacks.attack import (
 _LONG_LINE = "_ = __import__('os').write(1, b'begin'); print('x' * 20_000_000); print('end')"
 _CLOSE = "import os, sys; print('a'); sys.stdout.close(); os.close(1); os.close(2)"
 _REPLACE = """
-import builtins, sys
+import sys
 sys.stdout = sys.stderr = sys.stdin = sys.__stdout__ = sys.__stderr__ = None
-builtins.repr = builtins.str = builtins.open = None
 5
 """
 _EVIL_REPR = "class A:\n    def __repr__(self):\n        while True: pass\nA()"
@@ -114,7 +113,7 @@ OUTPUT = [
     Attack(33, "output", "control characters", _CONTROLS, ok("<|im_end|>end")),
     Attack(34, "output", "lone surrogate", "print('\\ud800')", ok("\\ud800\n")),
     Attack(35, "output", "closes its output", _CLOSE, ok("a\n")),
-    Attack(36, "output", "replaces streams and builtins", _REPLACE, ok("5\n") | died()),
+    Attack(36, "output", "replaces its streams", _REPLACE, ok("5\n")),
     Attack(37, "output", "endless repr of the value", _EVIL_REPR, CPU),
     Attack(38, "output", "exception that raises when it is printed", _EVIL_ERROR, error("Evil")),
     Attack(39, "output", "looks like the supervisor", _LIES, ok(_LIES_SHOWN)),

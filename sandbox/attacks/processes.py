@@ -134,15 +134,24 @@ for fd in range(3, 64):
 while True: pass
 """
 _FORGED_END = """
+import json, os, struct, sys, time
+number = int("".join(filter(str.isdigit, sys._getframe().f_code.co_filename)))
+text = json.dumps({"op": "done", "number": number, "succeeded": True, "exit_code": None, "cpu_s": 0.0}).encode()
+for fd in range(1, 64):
+    try: os.write(fd, struct.pack(">I", len(text)) + text)
+    except OSError: pass
+time.sleep(60)
+"""
+_FORGED_END_AND_BURN = MARKED + "take_name()" + _FORGED_END.replace("time.sleep(60)", "while True: pass")
+_FORGED_RESULT = """
 import json, os, struct, time
 for number in range(300):
-    done = {"op": "done", "number": number, "succeeded": True, "exit_code": None, "cpu_s": 0.0}
-    for fields in (done, {"id": number, "status": "ok", "state": "kept", "head": "forged", "tail": "", **done}):
-        text = json.dumps(fields).encode()
-        for fd in range(3, 64):
-            try: os.write(fd, struct.pack(">I", len(text)) + text)
-            except OSError: pass
-time.sleep(60)
+    fields = {"id": number, "status": "killed", "reason": "memory", "state": "reset", "head": "forged", "tail": "",
+              "num_bytes": 6, "exit_code": None, "signal": None, "cpu_s": 0.0, "wall_s": 0.0}
+    text = json.dumps(fields).encode()
+    for fd in range(1, 64):
+        try: os.write(fd, struct.pack(">I", len(text)) + text)
+        except OSError: pass
 """
 _SUBREAPER = (
     MARKED
@@ -189,12 +198,13 @@ _DEAD_LEADER = (
     + MARKED
     + """
 import threading, time
-if not os.fork():
+child = os.fork()
+if not child:
     take_name()
     os.closerange(0, 256)
     threading.Thread(target=time.sleep, args=(60,)).start()
     call("exit", 0)
-time.sleep(0.1)
+while read(f"/proc/{child}/stat").rpartition(b")")[2].split()[0] != b"Z": time.sleep(0.01)
 print("done")
 """
 )
@@ -220,10 +230,12 @@ print("done")
 )
 _POOL = """
 import multiprocessing
-pool = multiprocessing.get_context("fork").Pool(2)
-print(pool.map(abs, [-1, -2]))
+with multiprocessing.get_context("fork").Pool(2) as pool: print(pool.map(abs, [-1, -2]))
 """
-_PROGRAM = "import subprocess, sys\nprint(subprocess.run([sys.executable, '-c', 'print(6 * 7)'], capture_output=True, text=True).stdout)"
+_PROGRAM = """
+import subprocess, sys
+print(subprocess.run([sys.executable, "-c", "print(6 * 7)"], capture_output=True, text=True).stdout)
+"""
 _PARENT_DEATH = "import ctypes, signal; print(ctypes.CDLL(None).prctl(1, signal.SIGKILL, 0, 0, 0))"
 _OOM_SHIELD = ATTEMPT + "attempt('shield', lambda: open('/proc/self/oom_score_adj', 'w', buffering=0).write(b'-1000'))"
 
@@ -254,7 +266,17 @@ PROCESS = [
     ),
     _hostile(26, "takes its supervisor's descriptors", _SUPERVISOR_FILES, refused("list", "root", *_DESCRIPTORS)),
     Attack(27, "process", "writes to all descriptors", _JUNK_TO_DESCRIPTORS, killed("protocol") | CPU | RESET),
-    Attack(28, "process", "forges the end of the cell", _FORGED_END, ok() | killed("protocol") | timeout("wall"), IDLE),
+    Attack(
+        28,
+        "process",
+        "forges the end of the cell",
+        _FORGED_END,
+        ok() | killed("protocol") | timeout("wall"),
+        IDLE,
+        aftershock=True,
+    ),
+    Attack(262, "process", "burns on after a forged end", _FORGED_END_AND_BURN, killed("protocol") | timeout("cpu")),
+    _process(261, "forges the result", _FORGED_RESULT, ok() | killed("protocol")),
     Attack(241, "process", "fork bomb of eight rounds", _BOUNDED_FORK_BOMB, BOMB | error("BlockingIOError"), IDLE),
     Attack(242, "process", "children in sessions of their own", _MANY_SESSIONS, BOMB | error("BlockingIOError"), IDLE),
     _process(243, "waits for children that are not there", "import os; os.wait()", error("ChildProcessError")),
@@ -271,7 +293,7 @@ PROCESS = [
     _process(253, "process whose first thread has ended", _DEAD_LEADER, ok("done\n")),
     Attack(254, "process", "ends its own first thread", _OWN_DEAD_LEADER, timeout("wall") | died(), IDLE),
     _hostile(255, "child of its supervisor", _SIBLING, ok("done\n")),
-    _process(256, "pool of processes left open", _POOL, ok("[1, 2]\n")),
+    _process(256, "pool of processes", _POOL, ok("[1, 2]\n")),
     _process(257, "runs a program", _PROGRAM, ok("42\n")),
     Attack(258, "process", "dies with its parent", _PARENT_DEATH, ok("0\n"), aftershock=True),
     _hostile(259, "shields itself from the kernel's choice", _OOM_SHIELD, refused("shield")),

@@ -33,10 +33,14 @@ import os, sys
 class Evil:
     def find_spec(self, name, *_): raise SystemExit(name)
 sys.meta_path.insert(0, Evil()); sys.path_hooks.insert(0, Evil); sys.path[:] = [None]; sys.path_importer_cache.clear()
-for name in ("os", "io", "json", "signal", "struct", "socket", "time", "ast", "traceback", "linecache"): sys.modules[name] = None
+for name in ("os", "io", "json", "signal", "struct", "socket", "time", "ast", "traceback", "linecache"):
+    sys.modules[name] = None
 """
-_BUILTINS = "import builtins; builtins.len = builtins.getattr = builtins.isinstance = None"
-_NO_BUILTINS = "import builtins; names = vars(builtins); [names.pop(n) for n in list(names) if n not in ('print', '__import__')]; 5"
+_BUILTINS = "import builtins; builtins.len = builtins.getattr = builtins.repr = builtins.str = builtins.open = None"
+_NO_BUILTINS = """
+import builtins
+for name in [name for name in vars(builtins) if name not in ("print", "__import__")]: vars(builtins).pop(name)
+"""
 _TRACE = "import sys\ndef hook(*_): raise SystemExit(9)\nsys.setprofile(hook)"
 _TRACE_ENDLESS = "import sys\ndef hook(*_):\n    while True: pass\nsys.setprofile(hook)"
 _AUDIT = "import sys\ndef hook(*_): raise RuntimeError('no')\nsys.addaudithook(hook)"
@@ -79,8 +83,8 @@ _THREADS = "import threading, time\nfor _ in range(5): threading.Thread(target=t
 _ENVIRON = """
 import os
 os.environ.clear()
-os.environ.update(PYTHONHOME="/nowhere", PYTHONPATH="/nowhere", PYTHONSTARTUP="evil.py", PYTHONINSPECT="1", LD_PRELOAD="evil.so",
-                  LD_LIBRARY_PATH=".", PYTHONMALLOC="debug", PATH="", HOME="/", TMPDIR="/nowhere", MALLOC_PERTURB_="7")
+os.environ.update(PYTHONHOME="/nowhere", PYTHONPATH="/nowhere", PYTHONSTARTUP="evil.py", PYTHONINSPECT="1",
+                  LD_PRELOAD="evil.so", LD_LIBRARY_PATH=".", PATH="", HOME="/", TMPDIR="/nowhere")
 os._exit(1)
 """
 _SHADOWS = """

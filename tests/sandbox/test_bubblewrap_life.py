@@ -22,6 +22,7 @@ from agentrl.sandbox.cgroups import owned_groups
 from agentrl.sandbox.cleanup import PROCESS_PREFIX
 from agentrl.sandbox.owner import owned_name, owner_id
 from agentrl.sandbox.pidfd import pidfd_kill, pidfd_open, pidfd_wait
+from agentrl.sandbox.process_tree import descendants
 from agentrl.sandbox.user_ids import FIRST_UID, UserIds
 
 GENEROUS = Limits(cpu_s=60, wall_s=120)
@@ -128,16 +129,15 @@ def test_a_sandbox_whose_outer_process_is_killed_is_ended_by_closing(echo: Bubbl
 
 
 def test_closing_kills_whatever_a_program_has_started() -> None:
-    script = "import os, signal, time\nos.setsid()\nif os.fork(): os.fork()\nsignal.pthread_sigmask(0, range(1, 60))\n"
-    program = _find_setup(DEFAULT_PACKAGES).python.executable
-    link = start(program, "-c", f"{script}print(0, flush=True)\nwhile True: time.sleep(1)")
-    link.receive(1, 30)
-    (outer,) = processes_of_ours()
-    inner = int(Path(f"/proc/{outer}/task/{outer}/children").read_text())
-    below = Path(f"/proc/{inner}/task/{inner}/children").read_text().split()
-    assert below
-    link.close()
-    assert not {outer, inner, *map(int, below)} & command_lines().keys()
+    script = "import os, signal, time\nif os.fork() == 0: os.setsid(); os.fork()\n"
+    script += "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 60))\nprint(0, flush=True)\nwhile True: time.sleep(1)"
+    with contextlib.closing(start(_find_setup(DEFAULT_PACKAGES).python.executable, "-c", script)) as link:
+        assert link.receive(1, 30) == b"0"
+        (outer,) = processes_of_ours()
+        assert wait_until(lambda: len(descendants(outer)) == 3), "process 1, a child in a session of its own, its child"
+        everything = {outer, *descendants(outer)}
+        link.close()
+        assert not everything & command_lines().keys()
 
 
 def test_a_forked_trainer_does_not_end_its_parents_sandbox(echo: BubblewrapLink) -> None:

@@ -1,0 +1,85 @@
+"""An engine of the tests' own is stopped and killed while a cell runs: the trainer is told, and can go on afterwards."""
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from engines import require_own_engine
+from other_trainers import wait_until
+from session_checks import GENEROUS
+
+from agentrl.errors import InfrastructureError
+from agentrl.sandbox import SandboxUnavailableError
+from agentrl.sandbox.docker_sandbox import DockerSandbox
+from agentrl.sandbox.image import build_image
+
+
+class OwnEngine:
+    """An engine in a folder."""
+
+    def __init__(self, script: Path, folder: Path) -> None:
+        self._script = script
+        self.folder = folder
+        self.start()
+
+    @property
+    def pid(self) -> int:
+        return int((self.folder / "docker.pid").read_text())
+
+    def start(self) -> None:
+        subprocess.run([self._script, "start", self.folder], check=True, stdout=subprocess.DEVNULL)
+
+    def end(self, number: signal.Signals) -> None:
+        pid = self.pid
+        os.kill(pid, number)
+        assert wait_until(lambda: not Path(f"/proc/{pid}/exe").exists())  # a zombie has none
+
+    def remove(self) -> None:
+        subprocess.run([self._script, "stop", self.folder], check=True)
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnEngine]:
+    engine = OwnEngine(require_own_engine(), tmp_path_factory.mktemp("engine"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DOCKER_HOST", f"unix://{engine.folder}/docker.sock")
+        build_image("agentrl-sandbox", from_host=True, packages=())
+        yield engine
+    engine.remove()
+    assert not engine.folder.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_end_of_the_engine_is_no_fault_of_the_program(engine: OwnEngine, number: signal.Signals) -> None:
+    sandbox = DockerSandbox()
+    session = sandbox.open(limits=GENEROUS)
+    session.run("x = 1")
+    errors: list[Exception] = []
+
+    def loop() -> None:
+        try:
+            session.run("open('begun', 'w').close()\nwhile True: pass")
+        except Exception as error:
+            errors.append(error)
+
+    cell = threading.Thread(target=loop)
+    cell.start()
+    engine.end(number)
+    cell.join(60)
+    assert not cell.is_alive()
+    (error,) = errors
+    assert isinstance(error, InfrastructureError)
+    assert not isinstance(error, SandboxUnavailableError)
+    with pytest.raises(SandboxUnavailableError, match="No engine answers at"):
+        sandbox.open(limits=GENEROUS)
+    session.close()  # has nobody to talk to
+
+    engine.start()
+    again = sandbox.open(limits=GENEROUS)  # by the same object, which has to find the engine again
+    assert again.run("1 + 1").output == "2\n"
+    again.close()
+    assert sandbox._engine.client().api.containers(all=True) == []

@@ -1,0 +1,185 @@
+"""Opening sessions in containers, what is said when that is impossible, and what killed trainers leave."""
+
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from docker_checks import containers_of
+from other_trainers import start_trainer, wait_until
+from session_checks import GENEROUS
+
+from agentrl.errors import ConfigError
+from agentrl.sandbox import Limits, SandboxUnavailableError, SecurityLevel
+from agentrl.sandbox.docker_engine import Engine, _problem
+from agentrl.sandbox.docker_sandbox import DockerSandbox
+
+
+def test_sessions_keep_their_names_and_fork(docker_sandbox: DockerSandbox) -> None:
+    before = containers_of()
+    session = docker_sandbox.open(limits=GENEROUS, files={"data/numbers.txt": b"1 2 3"})
+    assert session.run("numbers = open('data/numbers.txt').read().split(); len(numbers)").output == "3\n"
+    assert session.run("import os, tempfile; os.path.samefile('.', '/work')").output == "True\n"
+    assert session.run("os.path.samefile(tempfile.gettempdir(), '/tmp')").output == "True\n"
+    twin = session.fork()
+    twin.run("numbers.append('4'); open('own', 'w').close()")
+    assert [session.run("numbers").output, twin.run("numbers").output] == [
+        "['1', '2', '3']\n",
+        "['1', '2', '3', '4']\n",
+    ]
+    assert session.run("os.path.exists('own')").output == "False\n"
+    assert len(containers_of().keys() - before.keys()) == 1
+    session.close()
+    assert twin.run("len(numbers)").output == "4\n"
+    twin.close()
+    assert containers_of().keys() <= before.keys()
+
+
+def test_levels() -> None:
+    assert DockerSandbox().security_level is SecurityLevel.CONTAINER
+    assert DockerSandbox(runtime="runsc").security_level is SecurityLevel.USER_KERNEL
+
+
+def test_a_missing_image_is_named_with_the_command_that_makes_it_and_never_pulled(
+    docker_sandbox: DockerSandbox,
+) -> None:
+    pulled_at = Engine().client().info()["Images"]
+    with pytest.raises(
+        SandboxUnavailableError, match=r"no image 'python:0\.9'.*build-image --tag python:0\.9`.*--from-host"
+    ):
+        DockerSandbox("python:0.9").open(limits=Limits())
+    assert Engine().client().info()["Images"] == pulled_at
+
+
+def test_an_unknown_runtime_is_named_with_those_there_are(docker_sandbox: DockerSandbox) -> None:
+    with pytest.raises(SandboxUnavailableError, match=r"no runtime 'krun', only .*runc"):
+        DockerSandbox(docker_sandbox._image, runtime="krun").open(limits=Limits())
+
+
+def test_an_image_with_volumes_is_refused(docker_sandbox: DockerSandbox) -> None:
+    client = Engine().client()
+    before = containers_of()
+    container = client.containers.create(docker_sandbox._image, "true", network_mode="none")
+    container.commit("agentrl-sandbox", "with-volume", changes="VOLUME /data")
+    container.remove()
+    try:
+        with pytest.raises(ConfigError, match=r"declares volumes \(/data\).*without VOLUME"):
+            DockerSandbox("agentrl-sandbox:with-volume").open(limits=Limits())
+        assert containers_of().keys() <= before.keys()
+    finally:
+        client.images.remove("agentrl-sandbox:with-volume")
+
+
+def test_without_a_socket_the_ways_out_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/none.sock")
+    with pytest.raises(SandboxUnavailableError) as caught:
+        DockerSandbox().open(limits=Limits())
+    for part in (f"{tmp_path}/none.sock", "apt-get install docker.io", "DOCKER_HOST", "bubblewrap"):
+        assert part in str(caught.value)
+
+
+def test_a_refused_connection_means_that_the_engine_must_be_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with socket.socket(socket.AF_UNIX) as stopped:
+        stopped.bind(f"{tmp_path}/dead.sock")
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/dead.sock")
+    with pytest.raises(SandboxUnavailableError, match="Start the engine"):
+        DockerSandbox().open(limits=Limits())
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
+def test_a_forbidden_socket_means_that_the_user_needs_the_group(tmp_path: Path) -> None:
+    tmp_path.chmod(0o711)
+    with socket.socket(socket.AF_UNIX) as engine:
+        path = f"/tmp/agentrl-{os.getpid()}.sock"  # every folder of `tmp_path` would have to be opened up
+        engine.bind(path)
+        os.chmod(path, 0o600)
+        engine.listen()
+        code = "from agentrl.sandbox.docker_engine import Engine\n"
+        code += "try: Engine().client()\nexcept Exception as error: print(type(error).__name__, error)"
+        with start_trainer(code, as_user=True, env={"DOCKER_HOST": f"unix://{path}"}) as trainer:
+            output, _ = trainer.communicate(timeout=120)
+        os.remove(path)
+    assert output.startswith("SandboxUnavailableError")
+    assert "usermod -aG docker" in output
+
+
+def test_without_the_package_the_command_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "docker", None)
+    with pytest.raises(SandboxUnavailableError, match=r"pip install 'agentrl-framework\[docker\]'"):
+        DockerSandbox().open(limits=Limits())
+
+
+GOOD = {"OSType": "linux", "MemoryLimit": True, "PidsLimit": True, "CgroupVersion": "2"}
+GOOD |= {"SecurityOptions": ["name=seccomp,profile=default", "name=rootless"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, None),
+        ({"CgroupVersion": "1", "SecurityOptions": ["name=seccomp,profile=default"]}, None),
+        ({"CgroupVersion": "1"}, "without root on cgroup version 1"),
+        ({"MemoryLimit": False}, "cannot limit memory"),
+        ({"PidsLimit": False}, "cannot limit processes"),
+        ({"SecurityOptions": ["name=apparmor"]}, "seccomp"),
+        ({"SecurityOptions": None}, "seccomp"),
+        ({"OSType": "windows"}, "Linux is needed"),
+    ],
+)
+def test_engines_whose_limits_do_not_bind_are_refused(change: dict[str, Any], words: str | None) -> None:
+    problem = _problem(GOOD | change)
+    assert problem is None if words is None else words in (problem or "")
+
+
+TRAINER = """
+import sys, time
+from agentrl.sandbox import Limits
+from agentrl.sandbox.docker_sandbox import DockerSandbox
+from agentrl.sandbox.owner import owner_id
+print(owner_id(), flush=True)
+"""
+LOOPS = """
+session = DockerSandbox(sys.argv[1]).open(limits=Limits(cpu_s=1000, wall_s=1000))
+session.run("x = 1")
+print("open", flush=True)
+session.run("while True: pass")
+"""
+CREATES_ONLY = """
+sandbox = DockerSandbox(sys.argv[1])
+sandbox._create(sandbox._engine.client(), f"agentrl-test-{time.monotonic_ns()}", Limits())
+print("open", flush=True)
+time.sleep(1000)
+"""
+
+
+def kill_trainer(code: str, image: str) -> str:
+    """Starts a trainer, kills it once its container is there, and returns its owner id."""
+    with start_trainer(f"import sys; sys.argv[1:] = [{image!r}]\n{TRAINER}{code}") as trainer:
+        assert trainer.stdout is not None
+        owner = trainer.stdout.readline().strip()
+        assert trainer.stdout.readline() == "open\n"
+        assert len(containers_of(owner)) == 1
+        trainer.send_signal(signal.SIGKILL)
+    return owner
+
+
+def test_a_trainer_killed_during_a_cell_leaves_nothing(docker_sandbox: DockerSandbox) -> None:
+    owner = kill_trainer(LOOPS, docker_sandbox._image)
+    assert wait_until(lambda: not containers_of(owner))
+
+
+def test_a_trainer_killed_before_the_start_leaves_a_container_that_the_next_one_removes(
+    docker_sandbox: DockerSandbox,
+) -> None:
+    session = docker_sandbox.open(limits=GENEROUS)
+    owner = kill_trainer(CREATES_ONLY, docker_sandbox._image)
+    assert [found["State"] for found in containers_of(owner).values()] == ["created"]
+    Engine().client()  # what every trainer does first
+    assert not containers_of(owner)
+    assert session.run("1 + 1").output == "2\n"  # that of a live owner stays
+    session.close()
