@@ -1,7 +1,6 @@
 """Sessions of the back ends that run our own runner, whatever they put around it."""
 
 import base64
-import contextlib
 import os
 import threading
 import time
@@ -48,7 +47,7 @@ class RunnerSandbox(ABC):
             SandboxUnavailableError: It cannot; the message names the remedy.
         """
         try:
-            with contextlib.closing(self.open(limits=Limits())) as session:
+            with self.open(limits=Limits()) as session:
                 session.run("1")
         except SandboxUnavailableError:
             raise
@@ -231,6 +230,12 @@ class RunnerSession:
         """Ends the session and every process in it; safe to call twice and while a cell runs."""
         self._is_closed = True
         self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def _ask(self, operation: str, **fields: Any) -> dict[str, Any]:
         if self._is_closed:
