@@ -70,7 +70,7 @@ class CellWatch:
         interpreter: Runs the cell.
         bystanders: Process ids that are not the cell's: its checkpoint, and the interpreters of other sessions.
         output_fd: Non-blocking end of the pipe that the cell writes to.
-        limits: The fields of `Limits`.
+        limits: The fields of `Limits`; `root`, and whether the files in it can be counted (`counts_files`).
         children: Of this process.
     """
 
@@ -106,6 +106,8 @@ class CellWatch:
         self._begun = self._checked = monotonic()
         with suppress(OSError):  # it has died: the channel says so below
             channel.send({"op": "go"}, timeout_s=ANSWER_S)
+        nonce = os.urandom(8).hex()
+        done: dict[str, Any] | None = None
         poll = select.poll()
         for fd in (host_fd, channel.fileno(), self.output_fd):
             poll.register(fd, select.POLLIN)
@@ -117,7 +119,14 @@ class CellWatch:
                     poll.unregister(fd)
                 if fd == channel.fileno():
                     try:
-                        return CellEnd(done=_receive_done(channel, number))
+                        message = _receive(channel)
+                        if done is None:
+                            done = _checked_done(message, number)
+                            channel.send({"op": "settle", "nonce": nonce}, timeout_s=ANSWER_S)
+                        elif message == {"op": "settled", "nonce": nonce}:
+                            return CellEnd(done=done)
+                        else:
+                            return CellEnd(reason="protocol")
                     except FrameError:
                         return CellEnd(reason="protocol")
                     except (EOFError, OSError):  # it died, or runs on as another program
@@ -143,6 +152,8 @@ class CellWatch:
             return "cpu"
         if usage.num_tasks - self._before.num_tasks > self.limits["pids"]:
             return "pids"
+        if self.limits["counts_files"] and _used_inodes(self.limits["root"]) > self.limits["inodes"]:
+            return "files"
         if usage.resident_bytes > memory and proportional_bytes(pids) > memory:
             return "memory"
         return None
@@ -171,19 +182,30 @@ class CellWatch:
         return {**answer, "status": status, "state": "rolled_back"}
 
 
+def _used_inodes(root: str) -> int:
+    try:
+        status = os.statvfs(root)
+    except OSError:
+        return 0
+    return status.f_files - status.f_ffree
+
+
 def nothing_printed() -> dict[str, Any]:
     """The answer's fields for a cell that never ran."""
     return {"head": "", "tail": "", "num_bytes": 0, "exit_code": None, "signal": None, "cpu_s": 0.0, "wall_s": 0.0}
 
 
-def _receive_done(channel: Channel, number: int) -> dict[str, Any]:
-    """The interpreter's message that cell `number` is done.
+def _receive(channel: Channel) -> dict[str, Any]:
+    return channel.receive(ANSWER_S)[0]
+
+
+def _checked_done(message: dict[str, Any], number: int) -> dict[str, Any]:
+    """The message that cell `number` is done. A cell can send one too, so it is believed only if the interpreter then
+    answers a question; until it does, the cell runs on and its limits count.
 
     Raises:
-        FrameError: It sent anything else.
-        EOFError: It hung up; so may OSError say.
+        FrameError: It is anything else.
     """
-    message, _ = channel.receive(ANSWER_S)
     if message.get("op") != "done" or message.get("number") != number:
         raise FrameError("this is not the end of the present cell")
     if not isinstance(message.get("succeeded"), bool) or not isinstance(message.get("cpu_s"), float):

@@ -74,7 +74,8 @@ class StandardStreams:
         for fd in (1, 2):
             os.dup2(output_fd, fd)
         os.close(output_fd)
-        self._buffer = io.BufferedWriter(io.FileIO(1, "wb", closefd=False))
+        self._sink = _Sink(1)
+        self._buffer = io.BufferedWriter(self._sink)
         nothing = io.BufferedReader(io.FileIO(0, "rb", closefd=False))
         sys.stdin = sys.__stdin__ = io.TextIOWrapper(nothing, encoding="utf-8")  # type: ignore[misc]
         sys.stdout = sys.__stdout__ = self._text()  # type: ignore[misc]
@@ -99,8 +100,32 @@ class StandardStreams:
         """Flushes what is left and points the descriptors to nowhere: what still runs can no longer be heard."""
         with suppress(Exception):
             self._buffer.flush()
+        self._sink.fd = None
         for fd in (0, 1, 2):
             _point_to_null(fd)
+
+
+class _Sink(io.RawIOBase):
+    """Writes to a descriptor until that is taken away: what a cell could not write must not appear in the next."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd: int | None = fd
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        if self.fd is None:
+            raise OSError("this stream belonged to an earlier cell")
+        return self.fd
+
+    def write(self, data: Any) -> int | None:
+        if self.fd is None:
+            return len(data)
+        try:
+            return os.write(self.fd, data)
+        except BlockingIOError:
+            return None
 
 
 def remember_source(code: str, filename: str) -> None:

@@ -81,7 +81,7 @@ class ExecResult:
     exit_code: int | None = None
     signal: int | None = None
     reason: str | None = None
-    """Of a killed cell: the limit it passed ("cpu", "wall", "memory", "pids"), or another cause, such as "died"."""
+    """Of a killed cell: the limit it passed ("cpu", "wall", "memory", "pids", "files"), or another cause, such as "died"."""
     state: StateAfter = "kept"
     """What became of the session's variables."""
     cpu_s: float

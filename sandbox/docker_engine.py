@@ -1,4 +1,4 @@
-"""The connection to a container engine (Docker, or Podman by its Docker-like socket), and what its failures mean."""
+"""The connection to a Docker engine, and what its failures mean."""
 
 import contextlib
 import errno
@@ -135,14 +135,14 @@ def _connect() -> tuple[Any, dict[str, Any]]:
         raise SandboxUnavailableError(str(MissingExtraError("docker", "The sandbox docker"))) from None
     try:
         client = docker.from_env(timeout=_TIMEOUT_S)
-        info = client.info()
+        info, version = client.info(), client.version()
     except (docker.errors.DockerException, OSError) as error:  # those of requests are OSErrors
         cause = _first_cause(error)
         number = cause.errno if isinstance(cause, OSError) else None
         remedy = _REMEDIES.get(number, _REMEDIES[None])
         address = os.environ.get("DOCKER_HOST", _DEFAULT_ADDRESS)
         raise SandboxUnavailableError(f"No engine answers at {address}: {cause}. {remedy} {_OTHER_WAY}") from error
-    if problem := _problem(info):
+    if problem := _problem(info, version):
         raise SandboxUnavailableError(f"This engine cannot hold hostile programs: {problem}. {_OTHER_WAY}")
     return client, info
 
@@ -153,9 +153,13 @@ def _first_cause(error: BaseException) -> BaseException:
     return error
 
 
-def _problem(info: Mapping[str, Any]) -> str | None:
+def _problem(info: Mapping[str, Any], version: Mapping[str, Any]) -> str | None:
     """Why the limits that a container is given would not bind, by what an engine tells about itself."""
     options = [option for text in info.get("SecurityOptions") or () for option in text.split(",")]
+    if any(part.get("Name") == "Podman Engine" for part in version.get("Components") or ()):
+        # Tried with 4.3: a read-only container gets tmpfs without limit on /run, /tmp and /var/tmp, the number of files
+        # cannot be limited, nor limits be raised for a fork; a lack of memory is reported as any other end.
+        return "it is Podman, whose imitation of Docker gives containers more to write to than they were allowed"
     if info.get("OSType", "linux") != "linux":
         return f"its containers are of {info['OSType']}, Linux is needed"
     if "name=seccomp" not in options:

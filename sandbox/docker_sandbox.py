@@ -133,7 +133,7 @@ def _storage(limits: Limits) -> dict[str, Any]:
     size = f"size={limits.disk_mb}m,nr_inodes={limits.inodes}"
     return {
         "read_only": True,
-        "tmpfs": {ROOT: f"rw,exec,nosuid,nodev,mode=0700,uid={USER_ID},gid={USER_ID},{size}"},
+        "tmpfs": {ROOT: f"rw,exec,nosuid,nodev,mode=1777,{size}"},
         "log_config": LogConfig(type="none"),
     }
 

@@ -1,6 +1,5 @@
 """Making the image of the sandbox `docker`."""
 
-import json
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,10 +77,8 @@ def _import_host(tag: str, packages: Sequence[str]) -> BuiltImage:
         write_root(archive, packages)
         archive.seek(0)
         with engine.errors("import the image"):
-            answer = client.api.import_image_from_data(archive)
-            image = client.images.get(json.loads(answer.strip().splitlines()[-1])["status"])
-            image.tag(name, version or "latest")  # Podman would give a name with the import another prefix
-            return _describe(image)
+            client.api.import_image_from_data(archive, repository=name, tag=version or "latest")
+            return _describe(client.images.get(tag))
 
 
 def _describe(image: Any) -> BuiltImage:

@@ -23,7 +23,8 @@ from agentrl.sandbox.open_files import find_obstacle, split_files
 from agentrl.sandbox.process_tree import kill_group
 
 _PR_SET_DUMPABLE = 4
-_OOM_SCORE = 800  # when memory runs out, the kernel shall take this process and neither runner nor trainer
+_ASLEEP_OOM_SCORE, _AWAKE_OOM_SCORE = 500, 1000
+"""When memory runs out, the kernel shall take what runs a cell, then what sleeps, and neither runner nor trainer."""
 
 
 class Interpreter:
@@ -49,8 +50,8 @@ class Interpreter:
         _enter_folder(self._config["root"])
         sys.path.insert(0, "")  # a cell can import a file that it wrote
         sys.argv = [""]
-        with suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
-            file.write(str(_OOM_SCORE))
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        _set_oom_score(_ASLEEP_OOM_SCORE)
         for kind, value in _resource_limits(self._config):
             with suppress(OSError, ValueError):  # above the hard limit in force, or not known to this system
                 resource.setrlimit(kind, (value, value))
@@ -85,6 +86,8 @@ class Interpreter:
             self._run(message, output_fd)
         elif message["op"] == "resume":
             self._group_to_kill = None
+        elif message["op"] == "settle":
+            self._channel.send({"op": "settled", "nonce": message["nonce"]})
         elif message["op"] == "clone":
             obstacle = self._find_obstacle({self._channel.fileno(), *fds})
             if obstacle is not None:
@@ -105,10 +108,12 @@ class Interpreter:
         pid = os.getpid()
         cpu_before = _cpu_s()
         _limit_cpu(message["cpu_s"])
+        _set_oom_score(_AWAKE_OOM_SCORE)
         streams = StandardStreams(output_fd)
         outcome = self._namespace.run(message["code"], message["number"], streams)
         _cancel_timers()
         streams.detach()
+        _set_oom_score(_ASLEEP_OOM_SCORE)
         if os.getpid() != pid:
             os._exit(0)  # a child that the cell forked and that ran to the end of the cell
         done = {"op": "done", "number": message["number"], "succeeded": outcome.succeeded}
@@ -214,3 +219,12 @@ def _restore_random_state(state: Any) -> None:
     if state is not None:
         with suppress(Exception):
             sys.modules["random"].setstate(state)
+
+
+def _set_oom_score(score: int) -> None:
+    with suppress(OSError):
+        fd = os.open("/proc/self/oom_score_adj", os.O_WRONLY)
+        try:
+            os.write(fd, str(score).encode())
+        finally:
+            os.close(fd)

@@ -156,7 +156,8 @@ def _proportional_bytes(pid: int) -> int:
 
 def _is_alive(pid: int) -> bool:
     stat = _read_stat(pid)
-    return stat is not None and stat.state not in "ZX"
+    # A zombie with threads is a process whose first thread has ended.
+    return stat is not None and (stat.state not in "ZX" or stat.num_threads > 1)
 
 
 def _all_processes() -> list[int]:

@@ -77,6 +77,7 @@ def _cause(answer: Mapping[str, Any], limits: Limits) -> str:
         "cpu": f"{limits.cpu_s:g} s CPU limit",
         "wall": f"{limits.wall_s:g} s time limit",
         "memory": f"{limits.memory_mb} MB memory limit",
+        "files": f"limit of {limits.inodes:,} files, all of which were removed",
         "pids": f"limit of {limits.pids} processes and threads",
         "protocol": "the cell wrote to a file descriptor of the interpreter",
         "ended": "the interpreter had ended since the last cell",

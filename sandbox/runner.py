@@ -82,7 +82,7 @@ class Runner:
 
     def __init__(self, host: HostStream, config: dict[str, Any]) -> None:
         self._host = host
-        self._config = config
+        self._config = {**config, "counts_files": os.path.ismount(config["root"])}
         self._folders = SessionFolders(config["root"])
         self._sessions: dict[str, _Session] = {}
         self._children = Children()
@@ -118,9 +118,12 @@ class Runner:
         try:
             return operations[request["op"]](request)
         except FileNotFoundError:
-            return {"error": "there is no such file"}
-        except OSError as error:
-            return {"error": error.strerror or str(error)}
+            error = "there is no such file"
+        except (OSError, ValueError) as failure:  # ValueError: a path that no system takes
+            error = getattr(failure, "strerror", None) or str(failure)
+        if request["op"] == "run":  # cells have used up what a new one needs
+            return self._start_afresh(self._sessions[request["session"]], new_folders=True)
+        return {"error": error}
 
     def _open(self, request: dict[str, Any]) -> dict[str, Any]:
         name = request["session"]
@@ -146,8 +149,7 @@ class Runner:
     def _run(self, request: dict[str, Any]) -> dict[str, Any]:
         """Runs one cell; the answer has the fields of `ExecResult`, and head and tail of the output."""
         session = self._sessions[request["session"]]
-        if not self._activate(session):
-            return self._start_afresh(session, new_folders=True)
+        self._folders.activate(session.name)
         self._children.forget()
         read_fd, write_fd = os.pipe()
         os.set_blocking(read_fd, False)
@@ -160,19 +162,12 @@ class Runner:
             bystanders = [checkpoint.pid, *(pid for pid in self._sleeping() if pid != session.interpreter.pid)]
             watch = CellWatch(session.interpreter, bystanders, read_fd, self._config, self._children)
             end = watch.wait(request["number"], self._host.fileno(), lambda: self._is_cancelled(request["id"]))
-            self._clean_up(session, checkpoint, end)
+            is_kept = self._clean_up(session, checkpoint, end)
             watch.output.read_rest(read_fd)
         finally:
             os.close(read_fd)
-        return watch.describe(end)
-
-    def _activate(self, session: _Session) -> bool:
-        """Whether the session's folders could be put in place: cells may have removed or locked them."""
-        try:
-            self._folders.activate(session.name)
-        except OSError:
-            return False
-        return True
+        answer = watch.describe(end)
+        return answer if is_kept else {**answer, "state": self._start_afresh(session)["state"]}
 
     def _sleeping(self) -> list[int]:
         return [session.interpreter.pid for session in self._sessions.values()]
@@ -210,14 +205,26 @@ class Runner:
         session.interpreter = self._start_interpreter()
         return {**nothing_printed(), "status": "killed", "reason": "ended", "state": "reset"}
 
-    def _clean_up(self, session: _Session, checkpoint: Copy, end: CellEnd) -> None:
-        """Leaves one process of the session, its interpreter from now on, and of the others theirs."""
+    def _clean_up(self, session: _Session, checkpoint: Copy, end: CellEnd) -> bool:
+        """Leaves one process of the session, its interpreter from now on, and of the others theirs.
+
+        Returns:
+            Whether there is one: for its memory the kernel may have killed the checkpoint too.
+        """
         keep, drop = (session.interpreter, checkpoint) if end.done else (checkpoint, session.interpreter)
         self._stop(drop)
         session.interpreter = keep
         self._kill_all_but(self._sleeping())
+        for pid in self._sleeping():
+            signal_process(pid, signal.SIGCONT)  # the cell may have stopped it
+        if end.reason == "files":
+            self._folders.empty(session.name)
         if keep is checkpoint:
-            keep.channel.send({"op": "resume"}, timeout_s=ANSWER_S)
+            try:
+                keep.channel.send({"op": "resume"}, timeout_s=ANSWER_S)
+            except OSError:
+                return False
+        return True
 
     def _kill_all_but(self, pids: list[int]) -> None:
         if not kill_descendants(os.getpid(), spare=pids):
@@ -294,6 +301,7 @@ def _process_id(pid: Any) -> int:
 
 def main() -> NoReturn:
     """Serves the host on the standard streams."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # of which the first process of a namespace takes no notice
     set_dumpable(False)  # cells have the same user id, and may not look into this process
     become_subreaper()
     host = HostStream()

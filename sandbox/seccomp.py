@@ -49,7 +49,7 @@ ARGUMENT_RULES: Mapping[str, ArgumentRule] = {
 
 
 def docker_profile() -> str:
-    """The rules as Docker and Podman take them: JSON for `--security-opt seccomp=`."""
+    """The rules as Docker takes them: JSON for `--security-opt seccomp=`."""
     rules: list[dict[str, Any]] = [
         {"names": _names(ALLOWED), "action": "SCMP_ACT_ALLOW"},
         {"names": _names(ABSENT), "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS},

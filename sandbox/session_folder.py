@@ -66,6 +66,15 @@ class SessionFolders:
         for part in PARTS:
             copy_folder(os.path.join(self.place(session), part), os.path.join(self._parked(twin), part))
 
+    def empty(self, session: str) -> None:
+        """Removes all that is in the session's folders."""
+        for part in PARTS:
+            folder = os.path.join(self.place(session), part)
+            with suppress(OSError):
+                os.chmod(folder, 0o700)
+                for name in os.listdir(folder):
+                    remove_folder(os.path.join(folder, name), trash=os.path.join(self.root, _TRASH))
+
     def remove(self, session: str) -> None:
         """Removes the folders of a session and all that is in them."""
         for part in PARTS:

@@ -33,7 +33,7 @@ class Bare(enum.Enum):
     REACHES = "reaches"
     """It does no harm and reports `LEAKED`: run there, it proves that the program can tell a sandbox from none."""
     DANGEROUS = "dangerous"
-    """It would harm the machine, or reach what a test has no business with: never run it there."""
+    """It means harm, to the machine or its supervisor, or reaches for what is nobody's business: never run it there."""
 
 
 class Cell(NamedTuple):

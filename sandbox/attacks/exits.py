@@ -7,13 +7,13 @@ from agentrl.sandbox.attacks.attack import (
     Attack,
     Cell,
     Expectation,
-    Limits,
     died,
     error,
     killed,
     ok,
     timeout,
 )
+from agentrl.sandbox.core import Limits
 
 _EXEC = "import os, sys; os.execv(sys.executable, [sys.executable, '-I', '-c', 'print(\"hi\")'])"
 _RECURSION = "def f(): return f()\nf()"

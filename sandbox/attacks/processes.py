@@ -8,6 +8,7 @@ from agentrl.sandbox.attacks.attack import (
     ROOMY,
     Attack,
     Bare,
+    Cell,
     Expectation,
     died,
     error,
@@ -193,6 +194,20 @@ for _ in range(8):
 print("done")
 """
 )
+_NO_COMETS = Cell(
+    """
+import os, time
+def next_id():
+    child = os.fork()
+    if not child: os._exit(0)
+    os.waitpid(child, 0)
+    return child
+before = next_id()
+time.sleep(0.1)
+print(next_id() - before < 50)  # processes that come and go are hard to see, but use up ids
+""",
+    "True\n",
+)
 _DEAD_LEADER = (
     SYSTEM_CALLS
     + MARKED
@@ -273,10 +288,18 @@ PROCESS = [
         _FORGED_END,
         ok() | killed("protocol") | timeout("wall"),
         IDLE,
+        Bare.DANGEROUS,
         aftershock=True,
     ),
-    Attack(262, "process", "burns on after a forged end", _FORGED_END_AND_BURN, killed("protocol") | timeout("cpu")),
-    _process(261, "forges the result", _FORGED_RESULT, ok() | killed("protocol")),
+    Attack(
+        262,
+        "process",
+        "burns on after a forged end",
+        _FORGED_END_AND_BURN,
+        killed("protocol") | timeout("cpu"),
+        bare=Bare.DANGEROUS,
+    ),
+    _hostile(261, "forges the result", _FORGED_RESULT, ok() | killed("protocol")),
     Attack(241, "process", "fork bomb of eight rounds", _BOUNDED_FORK_BOMB, BOMB | error("BlockingIOError"), IDLE),
     Attack(242, "process", "children in sessions of their own", _MANY_SESSIONS, BOMB | error("BlockingIOError"), IDLE),
     _process(243, "waits for children that are not there", "import os; os.wait()", error("ChildProcessError")),
@@ -289,7 +312,16 @@ PROCESS = [
     _hostile(249, "supervisor's limits", _SUPERVISOR_LIMITS, ok("REFUSED prlimit") | RESET),
     _process(250, "adopts orphans", _SUBREAPER, ok("done\n")),
     _process(251, "daemon with the name of a zombie", _ODD_NAME, ok("done\n")),
-    _hostile(252, "processes that replace themselves without end", _COMETS, ok("done\n") | BOMB),
+    Attack(
+        252,
+        "process",
+        "processes that replace themselves without end",
+        _COMETS,
+        ok("done\n") | BOMB,
+        ROOMY,
+        Bare.DANGEROUS,
+        then=(_NO_COMETS,),
+    ),
     _process(253, "process whose first thread has ended", _DEAD_LEADER, ok("done\n")),
     Attack(254, "process", "ends its own first thread", _OWN_DEAD_LEADER, timeout("wall") | died(), IDLE),
     _hostile(255, "child of its supervisor", _SIBLING, ok("done\n")),

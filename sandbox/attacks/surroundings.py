@@ -15,7 +15,7 @@ from typing import Self
 
 _VARIABLE = "AGENTRL_ATTACKED_API_KEY"
 _IS_LINUX = sys.platform == "linux"
-_LEFTOVER_S = 2.0
+_LEFTOVER_S = 1.0
 """For as long a process that was killed may take to be gone from the list of processes."""
 
 

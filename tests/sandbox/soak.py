@@ -9,7 +9,6 @@ import argparse
 import json
 import os
 import random
-
 import tempfile
 import threading
 import time

@@ -46,12 +46,15 @@ def neighbour() -> Iterator[RunnerSession]:
     session.close()
 
 
-def attacks(bare: Bare) -> pytest.MarkDecorator:
+def attacks(bare: Bare, *, slow_from: int) -> pytest.MarkDecorator:
     chosen = [attack for attack in ATTACKS if attack.bare is bare]
-    return pytest.mark.parametrize("attack", chosen, ids=lambda attack: f"{attack.id} {attack.name}")
+    return pytest.mark.parametrize(
+        "attack",
+        [pytest.param(a, id=f"{a.id} {a.name}", marks=[pytest.mark.slow] if a.id >= slow_from else []) for a in chosen],
+    )
 
 
-@attacks(Bare.HOLDS)
+@attacks(Bare.HOLDS, slow_from=201)
 def test_an_accident_is_a_result_and_leaves_nothing(
     open_session: OpenSession, neighbour: RunnerSession, surroundings: Surroundings, attack: Attack
 ) -> None:
@@ -69,7 +72,7 @@ def test_an_accident_is_a_result_and_leaves_nothing(
     assert not folder.exists()
 
 
-@attacks(Bare.REACHES)
+@attacks(Bare.REACHES, slow_from=1000)
 def test_without_isolation_an_attack_gets_out_and_is_reported(
     open_session: OpenSession, neighbour: RunnerSession, surroundings: Surroundings, attack: Attack
 ) -> None:

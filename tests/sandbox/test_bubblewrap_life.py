@@ -113,6 +113,7 @@ def test_a_sandbox_outlives_the_thread_that_started_it() -> None:
     time.sleep(0.1)
     with contextlib.closing(links[0]) as link:
         assert talk(link, b"still here") == b"still here"
+        assert len(processes_of_ours()) == 1, "and so does the outer process"
 
 
 def test_a_sandbox_whose_outer_process_is_killed_is_ended_by_closing(echo: BubblewrapLink) -> None:

@@ -1,4 +1,4 @@
-"""An engine of the tests' own is stopped and killed while a cell runs: the trainer is told, and can go on afterwards."""
+"""An engine of the tests' own is stopped and killed while a cell runs: trainers are told, and can go on afterwards."""
 
 import os
 import signal

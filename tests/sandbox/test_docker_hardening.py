@@ -47,6 +47,7 @@ def cgroup(*paths):
     return next(int(read(path)) for path in paths if os.path.exists(path))
 
 folders, files = writable_places()
+devices = list(pathlib.Path("/dev").iterdir())
 facts = {
     "ids": (os.getresuid(), os.getresgid(), os.getgroups()),
     "status": status("self"),
@@ -54,8 +55,8 @@ facts = {
     "mounts": {line.split()[1]: line.split()[2:4] for line in read("/proc/mounts").splitlines()},
     "writable folders": folders,
     "writable files": files,
-    "devices": {path.name for path in pathlib.Path("/dev").iterdir() if path.is_char_device() and not path.is_symlink()},
-    "block devices": [path.name for path in pathlib.Path("/dev").iterdir() if path.is_block_device()],
+    "devices": {path.name for path in devices if path.is_char_device() and not path.is_symlink()},
+    "block devices": [path.name for path in devices if path.is_block_device()],
     "interfaces": [line.split(":")[0].strip() for line in read("/proc/net/dev").splitlines()[2:]],
     "processes": sorted(int(name) for name in os.listdir("/proc") if name.isdigit()),
     "hostname": socket.gethostname(),

@@ -118,6 +118,10 @@ GOOD = {"OSType": "linux", "MemoryLimit": True, "PidsLimit": True, "CgroupVersio
 GOOD |= {"SecurityOptions": ["name=seccomp,profile=default", "name=rootless"]}
 
 
+def test_podman_is_refused() -> None:
+    assert "Podman" in (_problem(GOOD, {"Components": [{"Name": "Podman Engine"}, {"Name": "Conmon"}]}) or "")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -132,7 +136,7 @@ GOOD |= {"SecurityOptions": ["name=seccomp,profile=default", "name=rootless"]}
     ],
 )
 def test_engines_whose_limits_do_not_bind_are_refused(change: dict[str, Any], words: str | None) -> None:
-    problem = _problem(GOOD | change)
+    problem = _problem(GOOD | change, {"Components": [{"Name": "Engine"}, {"Name": "containerd"}]})
     assert problem is None if words is None else words in (problem or "")
 
 

@@ -1,4 +1,4 @@
-"""A session and its forks live in one sandbox: they take turns, and what happens to one does not happen to the other."""
+"""A session and its forks live in one sandbox: they take turns, and what happens to one leaves the other alone."""
 
 import os
 import signal

@@ -133,7 +133,8 @@ def test_a_full_disk_is_the_programs_problem(opened: Open) -> None:
 def test_memory_of_all_processes_together_is_limited(opened: Open) -> None:
     session = opened(Limits(cpu_s=60, wall_s=120, memory_mb=150))
     session.run("x = 1")
-    code = "import os, time\nfor _ in range(6):\n    if not os.fork(): block = b'x' * 90_000_000; time.sleep(60)\ntime.sleep(60)"
+    code = "import os, time\nfor _ in range(6):\n    if not os.fork(): block = b'x' * 90_000_000; time.sleep(60)\n"
+    code += "time.sleep(60)"
     result = session.run(code)
     assert (result.status, result.state) == ("killed", "rolled_back"), result
     assert session.run("x").output == "1\n"
