@@ -39,6 +39,8 @@ def remedy(failure: str | None) -> str:
 
 
 def _cause(failure: str) -> str:
+    if "Unknown option" in failure:
+        return "This bubblewrap is too old: 0.7 or later is needed. "
     if "setpriv" in failure and "No such file" in failure:
         return "Root needs setpriv to give up its rights: `apt install util-linux`. "
     if not any(part in failure for part in _NAMESPACES_FAIL):

@@ -3,7 +3,6 @@
 import contextlib
 import errno
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,10 +32,12 @@ class Engine:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._clients: dict[int, Any] = {}
-        """Process id to client: two processes must not talk over one connection."""
+        """Process id to client: two processes must not talk over one connection. There is no lock, which a fork could
+        copy while it is held; threads that come at the same time each connect, and the last client is kept."""
         self._info: dict[str, Any] = {}
+        self._num_removed = 0
+        """Leftovers that were removed and not yet reported."""
 
     def client(self) -> Any:
         """This process's `docker.DockerClient`; its engine was reached and keeps limits.
@@ -44,13 +45,10 @@ class Engine:
         Raises:
             SandboxUnavailableError: There is no such engine; the message names the remedy.
         """
-        with self._lock:
-            client = self._clients.get(os.getpid())
-            if client is None:
-                client, self._info = _connect()
-                self._clients = {os.getpid(): client}
-                with contextlib.suppress(InfrastructureError):  # somebody else's rest is no reason not to start
-                    self._remove_leftovers(client)
+        client = self._clients.get(os.getpid())
+        if client is None:
+            client, self._info = _connect()
+            self._clients = {os.getpid(): client}
         return client
 
     def has_runtime(self, name: str) -> bool:
@@ -71,9 +69,7 @@ class Engine:
             SandboxUnavailableError: There is no engine.
             InfrastructureError: It cannot remove them.
         """
-        return self._remove_leftovers(self.client())
-
-    def _remove_leftovers(self, client: Any) -> int:
+        client = self.client()
         with self.errors("list containers"):
             containers = client.api.containers(all=True, filters={"label": OWNER_LABEL})
         dead = [container["Id"] for container in containers if is_dead(container["Labels"][OWNER_LABEL])]
@@ -117,8 +113,7 @@ class Engine:
         except requests.exceptions.Timeout as error:
             raise InfrastructureError(f"The engine took longer than {_TIMEOUT_S} s to {action}.") from error
         except (requests.exceptions.RequestException, OSError) as error:
-            with self._lock:
-                self._clients = {}
+            self._clients = {}
             raise InfrastructureError(f"The engine was lost while asked to {action}: {error}") from error
 
 

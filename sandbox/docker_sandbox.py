@@ -6,6 +6,7 @@ own in between, at seven times the latency.
 """
 
 import contextlib
+import os
 import secrets
 from functools import partial
 from typing import Any
@@ -47,6 +48,8 @@ class DockerSandbox(RunnerSandbox):
         self._image = image
         self._runtime = runtime
         self._engine = Engine()
+        self._swept_by: int | None = None
+        """Process that has looked for leftovers of others before its first start."""
 
     @property
     def security_level(self) -> SecurityLevel:  # type: ignore[override]
@@ -57,6 +60,10 @@ class DockerSandbox(RunnerSandbox):
         """See `RunnerSandbox.start`."""
         client = self._engine.client()
         self._check_runtime()
+        if self._swept_by != os.getpid():
+            self._swept_by = os.getpid()
+            with contextlib.suppress(InfrastructureError):  # somebody else's rest is no reason not to start
+                self._engine.remove_leftovers()
         name = f"agentrl-{secrets.token_hex(16)}"
         try:
             with self._engine.errors("create a container"):

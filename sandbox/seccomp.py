@@ -39,11 +39,20 @@ class ArgumentRule:
 
 
 _ONLY_UNIX = ArgumentRule(0, (_AF_UNIX,))
+_ONLY_CALLER, _ONLY_CALLER_OF_KIND = ArgumentRule(0, (0,)), ArgumentRule(1, (0,))
+"""By process id, which is 0 for the caller; programs that name their own id are refused too."""
 ARGUMENT_RULES: Mapping[str, ArgumentRule] = {
     "clone": ArgumentRule(0, (0,), mask=_NAMESPACE_FLAGS),
     "socket": _ONLY_UNIX,
     "socketpair": _ONLY_UNIX,
     # By what is allowed: TIOCSTI and TIOCLINUX type into a terminal, others reach drivers and file systems.
+    "prlimit64": _ONLY_CALLER,
+    "setpriority": _ONLY_CALLER_OF_KIND,
+    "ioprio_set": _ONLY_CALLER_OF_KIND,
+    "sched_setparam": _ONLY_CALLER,
+    "sched_setscheduler": _ONLY_CALLER,
+    "sched_setaffinity": _ONLY_CALLER,
+    "sched_setattr": _ONLY_CALLER,
     "ioctl": ArgumentRule(1, (_TERMINAL_ATTRIBUTES, _TERMINAL_SIZE, _FIONREAD, _FIONBIO, _FIONCLEX, _FIOCLEX)),
 }
 

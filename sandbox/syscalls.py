@@ -53,12 +53,12 @@ ALLOWED = _parse("""
     kill:62:129 tkill:200:130 tgkill:234:131 getpid:39:172 getppid:110:173 gettid:186:178 getpgid:121:155
     setpgid:109:154 getpgrp:111: getsid:124:156 setsid:112:157 set_tid_address:218:96 set_robust_list:273:99
     get_robust_list:274:100 rseq:334:293 futex:202:98 futex_waitv:449:449 futex_wake:454:454 futex_wait:455:455
-    futex_requeue:456:456 sched_yield:24:124 sched_setparam:142:118 sched_getparam:143:121
-    sched_setscheduler:144:119 sched_getscheduler:145:120 sched_get_priority_max:146:125
-    sched_get_priority_min:147:126 sched_rr_get_interval:148:127 sched_setaffinity:203:122 sched_getaffinity:204:123
-    sched_getattr:315:275 sched_setattr:314:274 getcpu:309:168 getpriority:140:141 setpriority:141:140
-    ioprio_get:252:31 ioprio_set:251:30 prctl:157:167 arch_prctl:158: pidfd_open:434:434 pidfd_send_signal:424:424
-    getrlimit:97:163 setrlimit:160:164 prlimit64:302:261 getrusage:98:165 times:100:153 sysinfo:99:179 uname:63:160
+    futex_requeue:456:456 sched_yield:24:124 sched_getparam:143:121
+    sched_getscheduler:145:120 sched_get_priority_max:146:125
+    sched_get_priority_min:147:126 sched_rr_get_interval:148:127 sched_getaffinity:204:123
+    sched_getattr:315:275 getcpu:309:168 getpriority:140:141
+    ioprio_get:252:31 prctl:157:167 arch_prctl:158: pidfd_open:434:434 pidfd_send_signal:424:424
+    getrlimit:97:163 setrlimit:160:164 getrusage:98:165 times:100:153 sysinfo:99:179 uname:63:160
     restart_syscall:219:128
     # Signals and time.
     rt_sigaction:13:134 rt_sigprocmask:14:135 rt_sigreturn:15:139 rt_sigpending:127:136 rt_sigtimedwait:128:137
@@ -79,6 +79,9 @@ ALLOWED = _parse("""
 
 ALLOWED_BY_ARGUMENT = _parse("""
     clone:56:220 socket:41:198 socketpair:53:199 ioctl:16:29
+    # Of the calling process: the first process has the same user, and must keep its limits and its share of the CPU.
+    prlimit64:302:261 setpriority:141:140 ioprio_set:251:30 sched_setparam:142:118 sched_setscheduler:144:119
+    sched_setaffinity:203:122 sched_setattr:314:274
 """)
 """Allowed for some values of an argument, see `seccomp.ARGUMENT_RULES`."""
 

@@ -85,6 +85,10 @@ def test_inside_a_container_that_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "Containers" not in remedy("bwrap: Creating new namespace failed: Operation not permitted")
 
 
+def test_an_old_bubblewrap_is_called_so() -> None:
+    assert "0.7 or later" in remedy("bwrap: Unknown option --size")
+
+
 def test_root_without_setpriv_is_told_to_install_it() -> None:
     assert "apt install util-linux" in remedy("bwrap: execvp /usr/bin/setpriv: No such file or directory")
 

@@ -183,7 +183,13 @@ def test_a_trainer_killed_before_the_start_leaves_a_container_that_the_next_one_
     session = docker_sandbox.open(limits=GENEROUS)
     owner = kill_trainer(CREATES_ONLY, docker_sandbox._image)
     assert [found["State"] for found in containers_of(owner).values()] == ["created"]
-    Engine().client()  # what every trainer does first
+    DockerSandbox(docker_sandbox._image).open(limits=GENEROUS).close()  # what every trainer begins with
     assert not containers_of(owner)
     assert session.run("1 + 1").output == "2\n"  # that of a live owner stays
     session.close()
+
+
+def test_a_sweep_counts_what_it_removes(docker_sandbox: DockerSandbox) -> None:
+    kill_trainer(CREATES_ONLY, docker_sandbox._image)
+    assert Engine().remove_leftovers() == 1
+    assert Engine().remove_leftovers() == 0
