@@ -98,6 +98,10 @@ def expected(call: Syscall, arguments: Sequence[int]) -> str | int:
             allowed = not any(arguments[0] & flag for flag in new_namespaces)
         case "socket" | "socketpair":
             allowed = arguments[0] % (1 << 32) == 1
+        case "prlimit64" | "sched_setparam" | "sched_setscheduler" | "sched_setaffinity" | "sched_setattr":
+            allowed = arguments[0] % (1 << 32) == 0
+        case "setpriority" | "ioprio_set":
+            allowed = arguments[1] % (1 << 32) == 0
         case "ioctl":
             import termios  # names, where the filter has numbers
 
