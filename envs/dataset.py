@@ -17,7 +17,7 @@ from agentrl.envs.unit_tests import UnitTestReward
 from agentrl.errors import ConfigError, DataError
 from agentrl.registry import nearest
 from agentrl.tasks import SPLITS, Task, split_of, task_key
-from agentrl.tools.catalog import TOOLS
+from agentrl.tools.catalog import make_tools
 from agentrl.tools.core import Tool
 
 Choice: TypeAlias = str | Mapping[str, Mapping[str, Any]]
@@ -59,7 +59,8 @@ class DatasetEnv(ToolEnv):
             each split, as in `{"train": "a.jsonl", "test": "b.jsonl"}`. A single file without splits of its own is
             split by a hash of each task's content: a fifth is "test".
         tools: Names of tools, each with options if needed: `["calculator", {"search": {"corpus": "wiki.jsonl"}}]`.
-            Default none.
+            `{"mcp": {"command": ["my-server"]}}` stands for all tools of an MCP server, "module:name" for a tool of
+            one's own. Default none.
         reward: Name of a reward: "exact_match", "normalized_match", "numeric", "token_f1", "boxed",
             `{"unit_tests": {"sandbox": "unsafe_subprocess"}}` (no security boundary!), or "module:function" for a
             function of (task, episode). Default "exact_match".
@@ -92,7 +93,7 @@ class DatasetEnv(ToolEnv):
         self._files = tuple((name, Path(file)) for name, file in paths.items())
         self._reward_choice = _choice(reward, "reward")
         self._reward = _make_reward(*self._reward_choice)
-        self.tools = tuple(_make_tool(*_choice(tool, "tool")) for tool in tools)
+        self.tools = tuple(made for tool in tools for made in _make_tools(*_choice(tool, "tool")))
         self.system_prompt = system_prompt
         self.max_turns = max_turns
 
@@ -222,16 +223,12 @@ def _make_reward(name: str, options: str) -> RewardFunction:
     return make_reward(name, json.loads(options))
 
 
-def _make_tool(name: str, options: str) -> Tool:
+def _make_tools(name: str, options: str) -> tuple[Tool, ...]:
     with _lock:
-        return _build_tool(name, options)
+        return _build_tools(name, options)
 
 
 @functools.lru_cache(maxsize=32)
-def _build_tool(name: str, options: str) -> Tool:
-    """A prototype, shared by all environments of this process: a search tool holds its whole index."""
-    factory, given = TOOLS[name], json.loads(options)
-    try:
-        return factory(**given)
-    except TypeError as error:
-        raise ConfigError(f"The tool {name!r} refuses its options {given}: {error}.") from error
+def _build_tools(name: str, options: str) -> tuple[Tool, ...]:
+    """Prototypes, shared by all environments of this process: a search tool holds its whole index."""
+    return make_tools(name, json.loads(options))

@@ -55,12 +55,12 @@ def list_environments() -> Listing:
 
 def list_tools() -> Listing:
     """Every tool in the catalog with the options of its factory."""
-    from agentrl.tools.catalog import TOOLS
+    from agentrl.tools.catalog import TOOLS, make_tools
 
     rows = []
     for name, factory in TOOLS.items():
         options = inspect.signature(factory).parameters.values()
-        description = factory().description if not options else inspect.getdoc(factory) or ""
+        description = make_tools(name)[0].description if not options else inspect.getdoc(factory) or ""
         rows.append((name, ", ".join(map(_option, options)), _first_line(description)))
     return Listing(("name", "options", "what it does"), tuple(rows))
 

@@ -13,9 +13,10 @@ import typer
 from typer.core import TyperGroup
 
 from agentrl import __version__
+from agentrl.cli.sandbox import sandbox_app
 from agentrl.errors import AgentRLError
 
-NOTHING_MEASURED, USER_ERROR, INTERRUPTED = 1, 2, 130
+NOTHING_MEASURED, DRIFTED, USER_ERROR, INTERRUPTED = 1, 1, 2, 130
 """Exit statuses; 130 is what a shell gives a program that Ctrl-C ended."""
 
 
@@ -50,6 +51,7 @@ app = typer.Typer(
 )
 new_app = typer.Typer(no_args_is_help=True, help="Write the files to start from.")
 app.add_typer(new_app, name="new")
+app.add_typer(sandbox_app, name="sandbox")
 
 
 def main() -> None:
@@ -216,6 +218,55 @@ def show_command(
     from agentrl.cli.show import show
 
     show(run, None if last else tree)
+
+
+@app.command("replay")
+def replay_command(
+    run: Annotated[Path, typer.Argument(help="Run folder, or its name under runs/.")],
+    episode: Annotated[str, typer.Argument(help="Name of the episode, such as 12.5.0, as `agentrl show` prints it.")],
+    execute_all: Annotated[
+        bool, typer.Option("--execute-all", help="Also run calls that are not idempotent, with whatever they do.")
+    ] = False,
+) -> None:
+    """Run the tool calls of an episode again, and see where results drift."""
+    from agentrl.cli.replay import replay
+
+    if not replay(run, episode, execute_all=execute_all):
+        raise typer.Exit(DRIFTED)
+
+
+@app.command("serve-tools")
+def serve_tools_command(
+    names: Annotated[
+        list[str], typer.Argument(metavar="NAME...", help="As `agentrl tools` lists them, or module:name.")
+    ],
+    tool_arg: Annotated[
+        list[str] | None, typer.Option(metavar="NAME.KEY=VALUE", help="Option of a tool; may be repeated.")
+    ] = None,
+    http: Annotated[
+        str | None, typer.Option(metavar="HOST:PORT", help="Streamable HTTP; standard input and output by default.")
+    ] = None,
+) -> None:
+    """Serve tools to any MCP client, each session with its own."""
+    from agentrl.cli.serve_tools import serve_tools
+
+    serve_tools(names, tool_arg or [], http)
+
+
+@app.command("serve-search")
+def serve_search_command(
+    corpus: Annotated[Path, typer.Argument(help="Documents as JSON lines, or a search index.")],
+    backend: Annotated[
+        str | None, typer.Option(help="fts5, tantivy, dense or hybrid; by default what the index is, else fts5.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Embedding model folder, for dense and hybrid.")] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is open to the network.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+) -> None:
+    """Serve a search over documents, as Search-R1 does: POST /retrieve."""
+    from agentrl.cli.serve_search import serve_search
+
+    serve_search(corpus, backend=backend, model=model, host=host, port=port)
 
 
 @new_app.command("env")

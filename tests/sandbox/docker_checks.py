@@ -1,8 +1,11 @@
 """What several test files do with containers."""
 
 import json
+import signal
 import struct
 from typing import Any
+
+from other_trainers import start_trainer
 
 from agentrl.sandbox import Limits
 from agentrl.sandbox.docker_engine import OWNER_LABEL, Engine
@@ -33,3 +36,35 @@ def containers_of(owner: str | None = None) -> dict[str, dict[str, Any]]:
     """Id to what the engine says of each container of a process; of this one by default."""
     label = f"{OWNER_LABEL}={owner or owner_id()}"
     return {found["Id"]: found for found in _ENGINE.client().api.containers(all=True, filters={"label": label})}
+
+
+TRAINER = """
+import sys, time
+from agentrl.sandbox import Limits
+from agentrl.sandbox.docker_sandbox import DockerSandbox
+from agentrl.sandbox.owner import owner_id
+print(owner_id(), flush=True)
+"""
+LOOPS = """
+session = DockerSandbox(sys.argv[1]).open(limits=Limits(cpu_s=1000, wall_s=1000))
+session.run("x = 1")
+print("open", flush=True)
+session.run("while True: pass")
+"""
+CREATES_ONLY = """
+sandbox = DockerSandbox(sys.argv[1])
+sandbox._create(sandbox._engine.client(), f"agentrl-test-{time.monotonic_ns()}", Limits())
+print("open", flush=True)
+time.sleep(1000)
+"""
+
+
+def kill_trainer(code: str, image: str) -> str:
+    """Starts a trainer, kills it once its container is there, and returns its owner id."""
+    with start_trainer(f"import sys; sys.argv[1:] = [{image!r}]\n{TRAINER}{code}") as trainer:
+        assert trainer.stdout is not None
+        owner = trainer.stdout.readline().strip()
+        assert trainer.stdout.readline() == "open\n"
+        assert len(containers_of(owner)) == 1
+        trainer.send_signal(signal.SIGKILL)
+    return owner

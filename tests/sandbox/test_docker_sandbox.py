@@ -1,14 +1,13 @@
 """Opening sessions in containers, what is said when that is impossible, and what killed trainers leave."""
 
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from docker_checks import containers_of
+from docker_checks import LOOPS, containers_of, kill_trainer
 from other_trainers import start_trainer, wait_until
 from session_checks import GENEROUS
 
@@ -140,56 +139,6 @@ def test_engines_whose_limits_do_not_bind_are_refused(change: dict[str, Any], wo
     assert problem is None if words is None else words in (problem or "")
 
 
-TRAINER = """
-import sys, time
-from agentrl.sandbox import Limits
-from agentrl.sandbox.docker_sandbox import DockerSandbox
-from agentrl.sandbox.owner import owner_id
-print(owner_id(), flush=True)
-"""
-LOOPS = """
-session = DockerSandbox(sys.argv[1]).open(limits=Limits(cpu_s=1000, wall_s=1000))
-session.run("x = 1")
-print("open", flush=True)
-session.run("while True: pass")
-"""
-CREATES_ONLY = """
-sandbox = DockerSandbox(sys.argv[1])
-sandbox._create(sandbox._engine.client(), f"agentrl-test-{time.monotonic_ns()}", Limits())
-print("open", flush=True)
-time.sleep(1000)
-"""
-
-
-def kill_trainer(code: str, image: str) -> str:
-    """Starts a trainer, kills it once its container is there, and returns its owner id."""
-    with start_trainer(f"import sys; sys.argv[1:] = [{image!r}]\n{TRAINER}{code}") as trainer:
-        assert trainer.stdout is not None
-        owner = trainer.stdout.readline().strip()
-        assert trainer.stdout.readline() == "open\n"
-        assert len(containers_of(owner)) == 1
-        trainer.send_signal(signal.SIGKILL)
-    return owner
-
-
 def test_a_trainer_killed_during_a_cell_leaves_nothing(docker_sandbox: DockerSandbox) -> None:
     owner = kill_trainer(LOOPS, docker_sandbox._image)
     assert wait_until(lambda: not containers_of(owner))
-
-
-def test_a_trainer_killed_before_the_start_leaves_a_container_that_the_next_one_removes(
-    docker_sandbox: DockerSandbox,
-) -> None:
-    session = docker_sandbox.open(limits=GENEROUS)
-    owner = kill_trainer(CREATES_ONLY, docker_sandbox._image)
-    assert [found["State"] for found in containers_of(owner).values()] == ["created"]
-    DockerSandbox(docker_sandbox._image).open(limits=GENEROUS).close()  # what every trainer begins with
-    assert not containers_of(owner)
-    assert session.run("1 + 1").output == "2\n"  # that of a live owner stays
-    session.close()
-
-
-def test_a_sweep_counts_what_it_removes(docker_sandbox: DockerSandbox) -> None:
-    kill_trainer(CREATES_ONLY, docker_sandbox._image)
-    assert Engine().remove_leftovers() == 1
-    assert Engine().remove_leftovers() == 0

@@ -1,4 +1,8 @@
-"""An engine of the tests' own is stopped and killed while a cell runs: trainers are told, and can go on afterwards."""
+"""With an engine of the tests' own, where nobody else's containers come and go.
+
+It is stopped and killed while a cell runs, of which trainers are told and after which they can go on; and trainers are
+killed before they could start what they had created.
+"""
 
 import os
 import signal
@@ -8,13 +12,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from docker_checks import CREATES_ONLY, containers_of, kill_trainer
 from engines import require_own_engine
 from other_trainers import wait_until
 from session_checks import GENEROUS
 
 from agentrl.errors import InfrastructureError
 from agentrl.sandbox import SandboxUnavailableError
-from agentrl.sandbox.docker_sandbox import DockerSandbox
+from agentrl.sandbox.docker_engine import Engine
+from agentrl.sandbox.docker_sandbox import IMAGE, DockerSandbox
 from agentrl.sandbox.image import build_image
 
 
@@ -47,7 +53,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnEngine]:
     engine = OwnEngine(require_own_engine(), tmp_path_factory.mktemp("engine"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_HOST", f"unix://{engine.folder}/docker.sock")
-        build_image("agentrl-sandbox", from_host=True, packages=())
+        build_image(IMAGE, from_host=True, packages=())
         yield engine
     engine.remove()
     assert not engine.folder.exists()
@@ -83,3 +89,20 @@ def test_the_end_of_the_engine_is_no_fault_of_the_program(engine: OwnEngine, num
     assert again.run("1 + 1").output == "2\n"
     again.close()
     assert sandbox._engine.client().api.containers(all=True) == []
+
+
+def test_a_trainer_killed_before_the_start_leaves_a_container_that_the_next_one_removes(engine: OwnEngine) -> None:
+    session = DockerSandbox().open(limits=GENEROUS)
+    owner = kill_trainer(CREATES_ONLY, IMAGE)
+    assert [found["State"] for found in containers_of(owner).values()] == ["created"]
+    DockerSandbox().open(limits=GENEROUS).close()  # what every trainer begins with
+    assert not containers_of(owner)
+    assert session.run("1 + 1").output == "2\n"  # that of a live owner stays
+    session.close()
+
+
+def test_a_sweep_counts_what_it_removes(engine: OwnEngine) -> None:
+    session = DockerSandbox().open(limits=GENEROUS)
+    kill_trainer(CREATES_ONLY, IMAGE)
+    assert [Engine().remove_leftovers() for _ in range(2)] == [1, 0]
+    session.close()

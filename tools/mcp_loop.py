@@ -1,0 +1,91 @@
+"""The one event loop in which all MCP connections of this process live, in a daemon thread of its own.
+
+MCP sessions must be entered and left in the same task, and are shared by threads that come and go with every call.
+A forked process has no such thread: it starts one of its own and makes its own connections when it needs them.
+"""
+
+import asyncio
+import atexit
+import os
+import threading
+from collections.abc import Callable, Coroutine
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
+from typing import Any, TypeVar
+
+from agentrl.errors import InfrastructureError
+
+T = TypeVar("T")
+
+_EXIT_S = 15.0
+"""Longest time that closing all connections may hold up the end of the process."""
+
+_lock = threading.Lock()
+_loop: asyncio.AbstractEventLoop | None = None
+_of_parents: list[object] = []
+_at_exit: list[Callable[[], Coroutine[Any, Any, None]]] = []
+
+
+def run(work: Coroutine[Any, Any, T], limit_s: float) -> T:
+    """Runs a coroutine in the loop and waits for it; called from any other thread.
+
+    Args:
+        work: What to run.
+        limit_s: A safety net: the work has limits of its own, which come first.
+
+    Raises:
+        InfrastructureError: It took longer.
+        BaseException: Whatever the work raised.
+    """
+    future = asyncio.run_coroutine_threadsafe(work, _running_loop())
+    try:
+        return future.result(limit_s)
+    except FutureTimeoutError:
+        if future.done():
+            raise  # the work's own
+        raise InfrastructureError(f"An MCP connection did not react within {limit_s:g} s.") from None
+    finally:
+        future.cancel()  # without effect on what has ended
+
+
+def at_exit(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Has something closed, in the loop, when this process ends."""
+    _at_exit.append(close)
+
+
+def leave_to_parent(inherited: object) -> None:
+    """Keeps, in a forked process, what it must neither use nor finalize."""
+    _of_parents.append(inherited)
+
+
+def _running_loop() -> asyncio.AbstractEventLoop:
+    global _loop
+    with _lock:
+        if _loop is None:
+            _loop = asyncio.new_event_loop()
+            threading.Thread(target=_serve, args=(_loop,), name="agentrl-mcp", daemon=True).start()
+        return _loop
+
+
+def _serve(loop: asyncio.AbstractEventLoop) -> None:
+    asyncio.set_event_loop(loop)
+    loop.run_forever()
+
+
+def _close() -> None:
+    if _loop is not None:
+        for close in _at_exit:
+            with suppress(InfrastructureError):  # the servers see the end of their input in a moment
+                run(close(), _EXIT_S)
+
+
+def _forget() -> None:
+    global _lock, _loop
+    _lock = threading.Lock()
+    leave_to_parent(_loop)
+    _loop = None
+
+
+atexit.register(_close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
