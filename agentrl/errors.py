@@ -44,6 +44,10 @@ class InfrastructureError(AgentRLError, RuntimeError):
     """Something around the agent failed (sandbox died, server gone): the episode is invalid, not failed."""
 
 
+class InterruptedCallError(InfrastructureError):
+    """A run that was resumed would have to repeat a call that may not be repeated; the episode is discarded."""
+
+
 class ForkError(AgentRLError, RuntimeError):
     """A half-finished episode cannot be copied, so branching is not possible there."""
 

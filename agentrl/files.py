@@ -2,10 +2,12 @@
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from agentrl.errors import CheckpointError
 
@@ -87,6 +89,43 @@ def atomic_directory(path: Path) -> Iterator[Path]:
             _sync(path.parent)
         finally:
             _settle(path)
+
+
+def json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The rows of a JSON Lines file with their text; a last line that a kill cut off is left out.
+
+    Raises:
+        CheckpointError: The file cannot be read, or another line is damaged; the message names it.
+    """
+    try:
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for number, line in enumerate(file, 1):
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    if not line.endswith("\n"):
+                        return
+                    row = None
+                if not isinstance(row, dict):
+                    raise CheckpointError(f"{path}, line {number} is damaged: not a JSON object.")
+                yield line.rstrip("\n") + "\n", row
+    except OSError as error:
+        raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from None
+
+
+def cut_to_whole_lines(path: Path) -> None:
+    """Removes what follows the last line break of a file, so that whole lines can be appended."""
+    with path.open("rb+") as file:
+        size = end = file.seek(0, os.SEEK_END)
+        while end:
+            start = max(0, end - 4096)
+            file.seek(start)
+            place = file.read(end - start).rfind(b"\n")
+            end = start if place < 0 else start + place + 1
+            if place >= 0:
+                break
+        if end < size:
+            file.truncate(end)
 
 
 def settle_directories(parent: Path) -> None:

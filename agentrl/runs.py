@@ -6,10 +6,11 @@
         status.json      "running", "finished", "interrupted" or "failed"
         metrics.jsonl    rows of numbers, one or more per update
         trees.jsonl      sampled trajectories, one token tree per row
+        calls/           every tool call, as it happens; see `agentrl.journal`
         checkpoints/     complete folders only
 
 Logs grow by whole lines. A line that a kill cut off is ignored, and resuming removes it together with all rows that
-are younger than the checkpoint.
+are younger than the checkpoint. Calls stay: a resumed run has to know what must not be done a second time.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ import enum
 import fcntl
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,7 @@ from typing import IO, Any, Self, TypeAlias
 
 from agentrl.config import Config, dump_config
 from agentrl.errors import CheckpointError
-from agentrl.files import settle_directories, write_atomically, writing
+from agentrl.files import json_rows, settle_directories, write_atomically, writing
 from agentrl.provenance import describe_start, now
 from agentrl.trajectory import Tree, write_trees
 
@@ -74,6 +75,11 @@ class RunFolder:
     def trees_path(self) -> Path:
         """Sampled trajectories; `agentrl.trajectory.read_trees` reads them."""
         return self.path / "trees.jsonl"
+
+    @property
+    def calls_path(self) -> Path:
+        """Journal of the tool calls, one file for each update and evaluation; `agentrl.call_records` reads them."""
+        return self.path / "calls"
 
     @property
     def checkpoints_path(self) -> Path:
@@ -239,31 +245,14 @@ def read_metrics(path: Path) -> list[Row]:
     Raises:
         CheckpointError: The file cannot be read, or another line is damaged; the message names it.
     """
-    return [row for _, row in _rows(path)]
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Row]]:
-    try:
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    if not line.endswith("\n"):
-                        return
-                    row = None
-                if not isinstance(row, dict):
-                    raise CheckpointError(f"{path}, line {number} is damaged: not a JSON object.")
-                yield line.rstrip("\n") + "\n", row
-    except OSError as error:
-        raise CheckpointError(f"Cannot read {path}: {error.strerror}.") from None
+    return [row for _, row in json_rows(path)]
 
 
 def _keep_rows(path: Path, keep: Callable[[Row], bool]) -> None:
     if not path.exists():
         return
     try:
-        write_atomically(path, (line for line, row in _rows(path) if keep(row)))
+        write_atomically(path, (line for line, row in json_rows(path) if keep(row)))
     except (KeyError, TypeError):
         raise CheckpointError(f"{path} is damaged: a row does not say which update it belongs to.") from None
 

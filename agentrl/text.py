@@ -9,12 +9,25 @@ class ClippedText(NamedTuple):
     r"""A text that was cut to a limit.
 
     Example:
-        ClippedText(text="aaa\n[... 999,994 bytes cut ...]\nzzz", num_bytes=1_000_000, truncated=True)
+        ClippedText(text="aaa\n[... 999,994 characters cut ...]\nzzz", num_chars=1_000_000, truncated=True)
+    """
+
+    text: str
+    num_chars: int
+    """Length of the whole text, before the cut."""
+    truncated: bool
+
+
+class ClippedStream(NamedTuple):
+    r"""The text of a stream of bytes that was cut to a limit.
+
+    Example:
+        ClippedStream(text="aaa\n[... 999,994 bytes cut ...]\nzzz", num_bytes=1_000_000, truncated=True)
     """
 
     text: str
     num_bytes: int
-    """Size of the whole text in UTF-8, before the cut."""
+    """Size of the whole stream in UTF-8, before the cut."""
     truncated: bool
 
 
@@ -33,24 +46,30 @@ def clean_text(text: str) -> str:
     return text.replace("\0", REPLACEMENT)
 
 
-def clip_output(text: str, max_bytes: int) -> ClippedText:
-    """Cleans a text (see `clean_text`) and cuts its middle out if it is too long.
+def clip_output(text: str, max_chars: int) -> ClippedText:
+    r"""Cleans a text (see `clean_text`) and cuts its middle out if it is too long.
 
     What is kept of head and tail is about equally long: programs say first what they do and last how it ended.
-    No character is ever cut in two.
+
+    >>> clip_output("a" * 50 + "z" * 50, 40).text
+    'aaaaa\n[... 90 characters cut ...]\nzzzzz'
 
     Args:
         text: Any string.
-        max_bytes: Limit in bytes of UTF-8, marker included. The marker is shown even where it alone is longer.
+        max_chars: Limit in characters, marker included. The marker is shown even where it alone is longer.
     """
-    data = clean_text(text).encode()
-    if len(data) <= max_bytes:
-        return ClippedText(data.decode(), len(data), False)
-    return _join(data, data, len(data), max_bytes)
+    text = clean_text(text)
+    if len(text) <= max_chars:
+        return ClippedText(text, len(text), False)
+    room = max(0, max_chars - len(_marker(len(text), "characters")))
+    first, last = text[: room - room // 2], text[len(text) - room // 2 :]
+    return ClippedText(f"{first}{_marker(len(text) - room, 'characters')}{last}", len(text), True)
 
 
-def clip_ends(head: bytes, tail: bytes, num_bytes: int, max_bytes: int) -> ClippedText:
-    r"""The same as `clip_output` for a stream of bytes of which only the ends were kept.
+def clip_ends(head: bytes, tail: bytes, num_bytes: int, max_bytes: int) -> ClippedStream:
+    r"""The same for a stream of bytes of which only the ends were kept, by its size in UTF-8.
+
+    No character is ever cut in two.
 
     >>> clip_ends(b"ab\xff", b"yz", 5, 100).text == "ab\ufffdyz"
     True
@@ -59,22 +78,28 @@ def clip_ends(head: bytes, tail: bytes, num_bytes: int, max_bytes: int) -> Clipp
         head: How the stream began, at least `max_bytes` of it.
         tail: How it ended, likewise; head and tail are everything if their lengths add up to `num_bytes`.
         num_bytes: Length of the whole stream.
-        max_bytes: As in `clip_output`.
+        max_bytes: Limit in bytes of UTF-8, marker included. The marker is shown even where it alone is longer.
     """
     if len(head) + len(tail) == num_bytes:
-        return clip_output((head + tail).decode(errors="replace"), max_bytes)
-    first, last = (clean_text(part.decode(errors="replace")).encode() for part in (head, tail))
-    return _join(first, last, num_bytes, max_bytes)
+        whole = _cleaned(head + tail)
+        if len(whole) <= max_bytes:
+            return ClippedStream(whole.decode(), len(whole), False)
+        return _join(whole, whole, len(whole), max_bytes)
+    return _join(_cleaned(head), _cleaned(tail), num_bytes, max_bytes)
 
 
-def _join(head: bytes, tail: bytes, num_bytes: int, max_bytes: int) -> ClippedText:
+def _cleaned(data: bytes) -> bytes:
+    return clean_text(data.decode(errors="replace")).encode()
+
+
+def _join(head: bytes, tail: bytes, num_bytes: int, max_bytes: int) -> ClippedStream:
     """The beginning of `head`, the end of `tail` and a marker between them, `max_bytes` together."""
-    room = max(0, max_bytes - len(_marker(num_bytes)))
+    room = max(0, max_bytes - len(_marker(num_bytes, "bytes")))
     first = head[: room - room // 2].decode(errors="ignore")
     last = tail[len(tail) - room // 2 :].decode(errors="ignore")
     num_cut = num_bytes - len(first.encode()) - len(last.encode())
-    return ClippedText(first + _marker(num_cut) + last, num_bytes, True)
+    return ClippedStream(first + _marker(num_cut, "bytes") + last, num_bytes, True)
 
 
-def _marker(num_bytes: int) -> str:
-    return f"\n[... {num_bytes:,} bytes cut ...]\n"
+def _marker(count: int, unit: str) -> str:
+    return f"\n[... {count:,} {unit} cut ...]\n"

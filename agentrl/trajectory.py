@@ -109,6 +109,8 @@ class Leaf:
     Turns with equal keys were taken in the same state (GiGPO, arXiv:2505.10978, section 4.2)."""
     reward_parts: dict[str, float] = field(default_factory=dict)
     """Named parts whose sum is the return; empty where the environment gives a plain number."""
+    episode: str | None = None
+    """What the journal of the run calls it; None where there is no journal."""
 
     @property
     def valid(self) -> bool:

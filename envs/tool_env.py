@@ -16,6 +16,7 @@ from agentrl.envs.episode import CallRecord, Episode
 from agentrl.envs.reward_parts import parts_of_return
 from agentrl.envs.spaces import TextSpace
 from agentrl.errors import ConfigError, ForkError, InfrastructureError, UnforkableStateError
+from agentrl.journal import CallLog
 from agentrl.messages import JsonDict, MalformedCall, Message, ToolCall
 from agentrl.tasks import Task
 from agentrl.text import clean_text
@@ -128,6 +129,23 @@ class ToolEnv(gymnasium.Env[str, str]):
     def episode(self) -> Episode:
         """The running or last episode; to look at, not to change."""
         return self._episode
+
+    @property
+    def toolbox(self) -> Toolbox:
+        """The opened tools of the running episode; for calls outside of a turn, which the episode does not record.
+
+        They are open until the episode has been judged, so that `reward` can look at what the agent has made.
+
+        Raises:
+            gymnasium.error.ResetNeeded: No episode is running.
+        """
+        if self._toolbox is None:
+            raise gymnasium.error.ResetNeeded("No episode is running: call reset() first.")
+        return self._toolbox
+
+    def record_calls(self, log: CallLog | None) -> None:
+        """Tells a log of every further call of the running episode; `reset` and `fork` begin without one."""
+        self.toolbox.log = log
 
     @property
     def gives_state_keys(self) -> bool:
@@ -252,7 +270,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         Raises:
             gymnasium.error.ResetNeeded: The episode has ended, or none was started.
             UnforkableStateError: A repeated call gave another result.
-            ForkError: A tool can do neither, or an attribute cannot be copied.
+            ForkError: A tool can do neither (only idempotent calls are repeated), or an attribute cannot be copied.
         """
         _, toolbox = self._running()
         shared = (self._task_sets, self._task, self.tools, self.spec)
@@ -278,8 +296,11 @@ class ToolEnv(gymnasium.Env[str, str]):
         return all(tool.inline for tool in self.tools)
 
     def _replayed(self, reason: ForkError) -> Toolbox:
-        if not all(tool.replayable for tool in self.tools):
-            raise reason
+        unrepeatable = ", ".join(tool.name for tool in self.tools if not tool.idempotent)
+        if unrepeatable:
+            raise ForkError(
+                f"{reason} Nor can its calls be repeated: {unrepeatable} may not be called again (idempotent=False)."
+            ) from reason
         with ExitStack() as on_failure:
             toolbox = on_failure.enter_context(Toolbox(self.tools))
             for number, record in enumerate(self._episode.calls):
@@ -316,9 +337,16 @@ class ToolEnv(gymnasium.Env[str, str]):
         self, task: Task, new: list[Message], *, played: bool = True
     ) -> tuple[str, float, bool, bool, JsonDict]:
         """Judges the position; `played` is false where the episode ended between two turns."""
+        try:
+            return self._judged_position(task, new, played)
+        finally:
+            if self._episode.done:
+                self._close_toolbox()
+
+    def _judged_position(
+        self, task: Task, new: list[Message], played: bool
+    ) -> tuple[str, float, bool, bool, JsonDict]:
         episode = self._episode
-        if episode.done:
-            self._close_toolbox()
         reward = float(self.turn_reward(task, episode)) if played else 0.0
         info: JsonDict = {"task_id": task.id, "messages": copy.deepcopy(new)}
         success = False

@@ -8,7 +8,7 @@ import enum
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -36,7 +36,7 @@ class ToolResult:
     """The typed outcome of one call.
 
     Example:
-        ToolResult(tool="calculator", text="42", status=ToolStatus.OK, duration_s=0.0001, num_bytes=2)
+        ToolResult(tool="calculator", text="42", status=ToolStatus.OK, duration_s=0.0001, num_chars=2)
     """
 
     tool: str
@@ -44,8 +44,8 @@ class ToolResult:
     """What the model sees, already cut to the output limit."""
     status: ToolStatus
     duration_s: float = 0.0
-    num_bytes: int = 0
-    """Size of the whole result in UTF-8, before it was cut."""
+    num_chars: int = 0
+    """Length of the whole result, before it was cut."""
     truncated: bool = False
 
     @property
@@ -61,21 +61,25 @@ class Tool(ABC):
         name: How the model calls it.
         description: What it does, for the model.
         parameters: JSON schema of the arguments (type "object").
-        deadline_s: Wall-clock limit of one call in seconds.
-        max_output_bytes: A longer result is cut to its head and tail.
+        deadline_s: Wall-clock limit of one call in seconds. None: the tool keeps limits of its own and always returns.
+        max_output_chars: A longer result is cut to its head and tail.
+        max_concurrency: Calls that may run at a time in this process, over all episodes; None for any number. Waiting
+            for a turn does not count against the deadline. Tools of one class and one name count together.
+        idempotent: Running a call a second time, in a fresh instance, changes nothing outside of the episode that the
+            first time has not changed. Only such calls are ever repeated: to fork an episode by repeating it, to go
+            back to the middle of one, in a run that was interrupted, by `agentrl replay`.
         inline: The tool returns at once by construction (microseconds, no I/O). It is then called in the calling
             thread without a deadline, which also keeps the schedule of a rollout deterministic.
-        replayable: Repeating the calls of an episode in a fresh instance gives the same state and results and has no
-            effect outside the episode. It is how an episode is forked where `fork()` is not defined.
     """
 
     name: str
     description: str
     parameters: JsonDict
-    deadline_s: float = 30.0
-    max_output_bytes: int = 8192
+    deadline_s: float | None = 30.0
+    max_output_chars: int = 8192
+    max_concurrency: int | None = None
+    idempotent: bool = False
     inline: bool = False
-    replayable: bool = True
 
     def check(self, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
         """Checks what the model gave and returns what `call` gets.
@@ -116,6 +120,11 @@ class Tool(ABC):
         """Frees what `open()` or `fork()` took; called once per instance."""
 
     @property
+    def kind(self) -> Hashable:
+        """Instances of one kind are the same tool: `max_concurrency` counts their calls together."""
+        return (type(self).__module__, type(self).__qualname__, self.name)
+
+    @property
     def schema(self) -> JsonDict:
         """The tool in the OpenAI function convention, as chat templates take it."""
         function = {"name": self.name, "description": self.description, "parameters": self.parameters}
@@ -134,7 +143,17 @@ def check_definition(tool: Tool | type[Tool]) -> None:
         )
     if not tool.description:
         raise ConfigError(f"Tool {tool.name!r} has no description: write a docstring; the model reads it.")
-    if not (tool.deadline_s > 0 and math.isfinite(tool.deadline_s)):
-        raise ConfigError(f"deadline_s of tool {tool.name!r} must be positive and finite, got {tool.deadline_s!r}.")
-    if tool.max_output_bytes < 1:
-        raise ConfigError(f"max_output_bytes of tool {tool.name!r} must be positive, got {tool.max_output_bytes!r}.")
+    if tool.deadline_s is not None and not (tool.deadline_s > 0 and math.isfinite(tool.deadline_s)):
+        raise ConfigError(
+            f"deadline_s of tool {tool.name!r} must be positive and finite, or None for a tool that keeps its own "
+            f"limits; got {tool.deadline_s!r}."
+        )
+    if tool.max_output_chars < 1:
+        raise ConfigError(f"max_output_chars of tool {tool.name!r} must be positive, got {tool.max_output_chars!r}.")
+    if tool.max_concurrency is not None and tool.max_concurrency < 1:
+        raise ConfigError(f"max_concurrency of tool {tool.name!r} must be at least 1, got {tool.max_concurrency!r}.")
+    if tool.inline and tool.max_concurrency is not None:
+        raise ConfigError(
+            f"Tool {tool.name!r} is inline, so its calls return at once and nothing waits for a turn: drop inline or "
+            "max_concurrency."
+        )

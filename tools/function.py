@@ -4,7 +4,7 @@ import functools
 import inspect
 import json
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import pydantic
@@ -24,10 +24,11 @@ class FunctionTool(Tool, Generic[P, R]):
     Args:
         function: Sync or async; typed parameters, each described in a Google docstring.
         name: How the model calls it; the function's name if not given.
-        deadline_s: Wall-clock limit of one call in seconds.
-        max_output_bytes: A longer result is cut to its head and tail.
+        deadline_s: Wall-clock limit of one call in seconds; None if the function keeps limits of its own.
+        max_output_chars: A longer result is cut to its head and tail.
+        max_concurrency: Calls that may run at a time in this process; None for any number.
+        idempotent: Running a call a second time changes nothing that the first time has not changed, see `Tool`.
         inline: The function returns at once by construction, see `Tool`.
-        replayable: Calling it again has the same result and no effect outside the episode, see `Tool`.
 
     Raises:
         ConfigError: The function lacks a type, a description or a docstring, or a setting is out of range.
@@ -38,10 +39,11 @@ class FunctionTool(Tool, Generic[P, R]):
         function: Callable[P, R],
         *,
         name: str | None = None,
-        deadline_s: float = Tool.deadline_s,
-        max_output_bytes: int = Tool.max_output_bytes,
+        deadline_s: float | None = Tool.deadline_s,
+        max_output_chars: int = Tool.max_output_chars,
+        max_concurrency: int | None = Tool.max_concurrency,
+        idempotent: bool = Tool.idempotent,
         inline: bool = Tool.inline,
-        replayable: bool = Tool.replayable,
     ) -> None:
         self.function: Callable[P, R] = function
         if not inspect.isroutine(function):
@@ -50,9 +52,10 @@ class FunctionTool(Tool, Generic[P, R]):
         self.name = function.__name__ if name is None else name
         self.description = parse_docstring(function.__doc__).description
         self.deadline_s = deadline_s
-        self.max_output_bytes = max_output_bytes
+        self.max_output_chars = max_output_chars
+        self.max_concurrency = max_concurrency
+        self.idempotent = idempotent
         self.inline = inline
-        self.replayable = replayable
         check_definition(self)
         if inline and inspect.iscoroutinefunction(function):
             raise ConfigError(f"Tool {self.name!r} is async, so it cannot be inline: drop one of the two.")
@@ -71,6 +74,11 @@ class FunctionTool(Tool, Generic[P, R]):
         """Runs the function and turns its result into text (see `to_text`)."""
         return text_of(self.function(**arguments))  # type: ignore[call-arg]
 
+    @property
+    def kind(self) -> Hashable:
+        """The function, by where it is defined."""
+        return (self.function.__module__, self.function.__qualname__, self.name)
+
     def __repr__(self) -> str:
         return f"FunctionTool({self.name!r})"
 
@@ -82,7 +90,7 @@ class FunctionTool(Tool, Generic[P, R]):
         name = self.function.__qualname__
         if getattr(sys.modules.get(self.function.__module__), name, None) is self:
             return name
-        options = ("name", "deadline_s", "max_output_bytes", "inline", "replayable")
+        options = ("name", "deadline_s", "max_output_chars", "max_concurrency", "idempotent", "inline")
         return functools.partial(FunctionTool, **{name: getattr(self, name) for name in options}), (self.function,)
 
 
@@ -92,20 +100,22 @@ def tool(function: Callable[P, R], /) -> FunctionTool[P, R]: ...
 def tool(
     *,
     name: str | None = None,
-    deadline_s: float = Tool.deadline_s,
-    max_output_bytes: int = Tool.max_output_bytes,
+    deadline_s: float | None = Tool.deadline_s,
+    max_output_chars: int = Tool.max_output_chars,
+    max_concurrency: int | None = Tool.max_concurrency,
+    idempotent: bool = Tool.idempotent,
     inline: bool = Tool.inline,
-    replayable: bool = Tool.replayable,
 ) -> Callable[[Callable[P, R]], FunctionTool[P, R]]: ...
 def tool(
     function: Callable[P, R] | None = None,
     /,
     *,
     name: str | None = None,
-    deadline_s: float = Tool.deadline_s,
-    max_output_bytes: int = Tool.max_output_bytes,
+    deadline_s: float | None = Tool.deadline_s,
+    max_output_chars: int = Tool.max_output_chars,
+    max_concurrency: int | None = Tool.max_concurrency,
+    idempotent: bool = Tool.idempotent,
     inline: bool = Tool.inline,
-    replayable: bool = Tool.replayable,
 ) -> Any:
     """Makes a tool of a typed function; the docstring becomes the schema. Options are those of `FunctionTool`.
 
@@ -131,9 +141,10 @@ def tool(
         FunctionTool,
         name=name,
         deadline_s=deadline_s,
-        max_output_bytes=max_output_bytes,
+        max_output_chars=max_output_chars,
+        max_concurrency=max_concurrency,
+        idempotent=idempotent,
         inline=inline,
-        replayable=replayable,
     )
     return make if function is None else make(function)
 

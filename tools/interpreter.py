@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Self
 
-from agentrl.errors import ConfigError, DataError, InfrastructureError, ToolError
+from agentrl.errors import ConfigError, DataError, ForkError, InfrastructureError, ToolError, UnforkableStateError
 from agentrl.messages import JsonDict
 from agentrl.registry import nearest
 from agentrl.sandbox import (
@@ -47,7 +47,6 @@ class InterpreterTool(Tool):
         "required": ["code"],
     }
     deadline_s = None  # the sandbox keeps limits of its own; a second one would lose the session
-    idempotent = True
 
     def __init__(
         self, sandbox: Sandbox, *, limits: Limits | None = None, files: Mapping[str, bytes] | None = None
@@ -62,6 +61,8 @@ class InterpreterTool(Tool):
             "Run Python code and see what it prints, and the value of its last expression. "
             f"{_KEPT if sandbox.keeps_state else _NOT_KEPT}"
         )
+        # Without isolation a cell may do something outside of the episode that must not be done twice.
+        self.idempotent = sandbox.security_level > SecurityLevel.NONE
         self.max_output_chars = int(self._limits.output_bytes)  # never less than what the sandbox has left of it
 
     def call(self, arguments: Mapping[str, Any]) -> str:
@@ -116,11 +117,14 @@ class InterpreterTool(Tool):
         """An interpreter in the same state.
 
         Raises:
-            ForkError: The session's state cannot be copied.
+            UnforkableStateError: The session's state cannot be copied.
         """
         twin = self.open()
         if self._session is not None:
-            twin._session = self._session.fork()
+            try:
+                twin._session = self._session.fork()
+            except ForkError as error:  # other episodes may well do without threads and pipes
+                raise UnforkableStateError(str(error)) from error
             twin._history = list(self._history)
         return twin
 
@@ -141,8 +145,8 @@ class InterpreterTool(Tool):
             InfrastructureError: `error`, if there is no such session.
         """
         self.close()
-        if self._sandbox.security_level is SecurityLevel.NONE and self._history:
-            raise error  # without isolation a cell may have done something outside that must not be done twice
+        if self._history and not self.idempotent:
+            raise error
         self._session = None
         for code, output in self._history:
             if self._started().run(code).output != output:

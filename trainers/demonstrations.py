@@ -1,7 +1,8 @@
 """Episodes to imitate: the oracle's, and those that the policy itself got right, with a hint if it must be (STaR)."""
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,7 +10,7 @@ import gymnasium
 
 from agentrl.chat.template import ChatFormat
 from agentrl.envs import ToolEnv
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, InterruptedCallError
 from agentrl.policies.core import Sampling
 from agentrl.rollout.collector import Collector
 from agentrl.rollout.demonstration import demonstrate
@@ -53,17 +54,20 @@ class OracleEpisodes(OrderedSource):
             inner = env.unwrapped
             if not isinstance(inner, ToolEnv):
                 raise ConfigError(f"{env} has no oracle to imitate; give data.path, or use a ToolEnv with one.")
-            trees = [
-                demonstrate(inner, self._chat, task, inner.oracle) for task in self._order.draw(self._tasks_per_update)
-            ]
+            trees = list(self._play(inner))
         finally:
             env.close()
         leaves = [leaf for tree in trees for leaf in tree.leaves]
         metrics = {
-            "oracle_success": sum(leaf.success for leaf in leaves) / len(leaves),
+            "oracle_success": sum(leaf.success for leaf in leaves) / max(1, len(leaves)),
             "unique_tokens": float(sum(tree.num_tokens for tree in trees)),
         }
         return Harvest(trees, trees, metrics)
+
+    def _play(self, env: ToolEnv) -> Iterator[Tree]:
+        for task in self._order.draw(self._tasks_per_update):
+            with contextlib.suppress(InterruptedCallError):  # the journal keeps count
+                yield demonstrate(env, self._chat, task, env.oracle, journal=self.journal)
 
 
 class SelfTaughtRollouts(OrderedSource):

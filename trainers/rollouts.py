@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from agentrl.errors import ConfigError
+from agentrl.journal import Journal
 from agentrl.policies.core import Sampling
-from agentrl.rollout.collector import Collector
+from agentrl.rollout.collector import INTERRUPTED, Collector
 from agentrl.rollout.plan import GroupPlan
 from agentrl.seeding import derive, generator
 from agentrl.trainers.algorithm import Algorithm
@@ -62,6 +63,8 @@ class EpisodeSource(Protocol):
 
     position: int
     """Tasks drawn so far; set when a run is resumed."""
+    journal: Journal | None = None
+    """Where tool calls are recorded of episodes that no collector plays."""
 
     def sample(self, seed: int) -> Harvest:
         """The episodes of the next update.
@@ -181,8 +184,12 @@ class TrainingRollouts(OrderedSource):
 
 
 def require_valid(trees: Sequence[Tree]) -> None:
-    """Raises `ConfigError` if infrastructure failed in every episode."""
-    if not any(tree.valid_leaves for tree in trees):
+    """Raises `ConfigError` if infrastructure failed in every episode.
+
+    Not where episodes were discarded because an interrupted run has begun calls in them that must not be run twice: the
+    updates after this one are not concerned.
+    """
+    if not any(tree.valid_leaves or INTERRUPTED in tree.metadata for tree in trees):
         errors = Counter(leaf.error for tree in trees for leaf in tree.leaves)
         raise ConfigError(f"No episode of this update is valid. Most frequent cause: {errors.most_common(1)[0][0]}")
 

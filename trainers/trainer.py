@@ -11,6 +11,7 @@ import torch
 
 from agentrl.evaluation.evaluate import describe_tasks, evaluate
 from agentrl.evaluation.report import EvaluationReport
+from agentrl.journal import Journal
 from agentrl.policies.core import Sampling
 from agentrl.rollout.continuation import Continuer
 from agentrl.runs import Row, RunFolder, read_metrics
@@ -55,6 +56,8 @@ class Trainer:
         self.policy = loaded.policy()
         self.policy.version = self.progress.updates
         self._train_env, self._test_env = (env_maker(settings.env, split) for split in ("train", "test"))
+        self._collectors: list[Continuer] = []
+        self._journal: Journal | None = None
         self._num_test_tasks = num_tasks(self._test_env)
         with contextlib.closing(self._test_env()) as env:
             self._test_name = describe_tasks(env)
@@ -78,8 +81,12 @@ class Trainer:
         Returns:
             Held-out reports by moment and decoding: "before", "after", "after_greedy" ...
         """
-        with EventLog(folder.path / "tensorboard", first_update=self.progress.updates) as events:
+        with (
+            EventLog(folder.path / "tensorboard", first_update=self.progress.updates) as events,
+            contextlib.closing(Journal(folder.calls_path)) as journal,
+        ):
             self._logs = (folder, events)
+            self._record_calls(journal)
             if self.progress.updates:
                 self._remember(read_metrics(folder.metrics_path))
             self._evaluate("before", display)
@@ -136,6 +143,7 @@ class Trainer:
     def _update(self, number: int, folder: RunFolder, display: TrainingProgress) -> dict[str, float]:
         seed = derive(self.settings.seed, "update", number)
         start = time.monotonic()
+        self._begin_part(str(number + 1))
         harvest = self.source.sample(seed)
         sampled = time.monotonic()
         metrics = dict(harvest.metrics)
@@ -153,10 +161,25 @@ class Trainer:
         every = self.settings.keep_trees_every
         if every and number % every == 0:
             folder.save_trees(number + 1, harvest.trees[:2])
+        if self._journal is not None and self._journal.discarded:
+            display.say(
+                f"warning: {len(self._journal.discarded)} episodes of update {number + 1} are discarded: the "
+                "interrupted run had begun calls in them that must not be run twice"
+            )
         if _PLAYED in metrics:
             for warning in self._alarms.check(metrics):
                 display.say(f"warning: {warning}")
         return metrics
+
+    def _record_calls(self, journal: Journal) -> None:
+        """Lets everything that plays episodes write its tool calls to a journal."""
+        self._journal = self.source.journal = journal
+        for collector in self._collectors:
+            collector.journal = journal
+
+    def _begin_part(self, name: str) -> None:
+        if self._journal is not None:
+            self._journal.begin(name)
 
     # Evaluation ------------------------------------------------------------------------------------------------------
 
@@ -175,6 +198,7 @@ class Trainer:
 
     def _measure(self, name: str, sampling: Sampling) -> EvaluationReport:
         tasks = range(min(self.settings.evaluation.tasks, self._num_test_tasks))
+        self._begin_part(name)
         report, _ = evaluate(
             self._evaluator,
             tasks,
@@ -196,13 +220,15 @@ class Trainer:
         }
 
     def _collector(self, make_env: Callable[[], gymnasium.Env[str, str]]) -> Continuer:
-        return Continuer(
+        collector = Continuer(
             self.policy,
             self.loaded.chat,
             make_env,
             vocab_size=self.loaded.vocab_size,
             limits=self.settings.rollout.limits,
         )
+        self._collectors.append(collector)
+        return collector
 
 
 def describe(report: EvaluationReport) -> str:

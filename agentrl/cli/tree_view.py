@@ -99,8 +99,9 @@ def _heading(segment: Segment, decode: Decode) -> str:
 
 
 def _leaf_line(leaf: Leaf) -> Text:
+    name = f", episode {leaf.episode}" if leaf.episode else ""
     if not leaf.valid:
-        return Text(f"= invalid, not counted: {printable(leaf.error or 'unknown failure')}", "red")
+        return Text(f"= invalid, not counted: {printable(leaf.error or 'unknown failure')}{name}", "red")
     tools = ", ".join(
         f"{name} {count}" + (f" ({leaf.tool_errors[name]} failed)" if leaf.tool_errors.get(name) else "")
         for name, count in leaf.tool_calls.items()
@@ -112,7 +113,7 @@ def _leaf_line(leaf: Leaf) -> Text:
         f"{leaf.num_turns} turn{'' if leaf.num_turns == 1 else 's'}",
         tools or "no tool call",
     ]
-    return Text(f"= {', '.join(parts)}", "bold green" if leaf.success else "bold magenta")
+    return Text(f"= {', '.join(parts)}{name}", "bold green" if leaf.success else "bold magenta")
 
 
 def _style(entropy: float) -> str:

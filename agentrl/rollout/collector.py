@@ -8,13 +8,17 @@ from dataclasses import dataclass
 import gymnasium
 
 from agentrl.chat.template import ChatFormat
-from agentrl.errors import ConfigError, InfrastructureError
+from agentrl.errors import ConfigError, InfrastructureError, InterruptedCallError
+from agentrl.journal import Journal
 from agentrl.policies.core import Completion, Policy, Request, Sampling, SequenceId
 from agentrl.rollout.group import Group
 from agentrl.rollout.plan import GroupPlan
 from agentrl.rollout.track import Track, TurnOutcome, blocks, finished_leaf, invalid_leaf, play_turn
 from agentrl.seeding import derive
 from agentrl.trajectory import Leaf, Tree
+
+INTERRUPTED = "interrupted"
+"""Key that a tree's metadata has where episodes were discarded because they cannot be played again: their number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,9 @@ class Collector:
         make_env: Makes an environment; called once per episode.
         vocab_size: Of the model, to normalise entropies.
         limits: Bounds.
+
+    Attributes:
+        journal: Where tool calls are recorded; None, the default, for nowhere.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class Collector:
         vocab_size: int,
         limits: RolloutLimits | None = None,
     ) -> None:
+        self.journal: Journal | None = None
         self._policy = policy
         self._chat = chat
         self._make_env = make_env
@@ -69,6 +77,7 @@ class Collector:
         self._sequence_ids = itertools.count()
         self._live: dict[SequenceId, tuple[Group, Track]] = {}
         self._generating = 0
+        self._first_group = 0
         self._steps: dict[cf.Future[TurnOutcome], tuple[Group, Track]] = {}
 
     def collect(
@@ -106,6 +115,7 @@ class Collector:
         """
         self._sampling = sampling or Sampling()
         told = _hints_in_order(tasks, hints)
+        self._first_group = 0 if self.journal is None else self.journal.claim_groups(len(tasks))
         waiting = iter([self._new_group(i, task, plan, seed, told[i]) for i, task in enumerate(tasks)])
         groups: list[Group] = []
         trees: dict[int, Tree] = {}
@@ -148,7 +158,11 @@ class Collector:
             new_sequence=lambda: next(self._sequence_ids),
             vocab_size=self._vocab_size,
             hint=hint,
+            journal=self._journal_of(number),
         )
+
+    def _journal_of(self, number: int) -> tuple[Journal, int] | None:
+        return None if self.journal is None else (self.journal, self._first_group + number)
 
     def _start_groups(self, waiting: Iterator[Group], groups: list[Group], size: int, running: int) -> None:
         room = max(1, self._limits.max_concurrent_episodes // size) - running
@@ -215,6 +229,8 @@ class Collector:
         try:
             outcome = outcome_of()
         except InfrastructureError as error:
+            if isinstance(error, InterruptedCallError):
+                group.count(INTERRUPTED)
             leaf = invalid_leaf(error, track.segment, track.turn, fork_of=track.fork_of, root=track.key[0])
             self._finish(group, track, leaf)
             return

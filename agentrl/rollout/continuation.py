@@ -6,7 +6,9 @@ from typing import Any
 
 import gymnasium
 
+from agentrl.envs import ToolEnv
 from agentrl.errors import ConfigError, InfrastructureError, UnforkableStateError
+from agentrl.journal import RepeatedCalls
 from agentrl.policies.core import Sampling
 from agentrl.rollout.collector import Collector
 from agentrl.rollout.group import Group
@@ -40,7 +42,8 @@ class Continuer(Collector):
     """A collector that also plays episodes to their end from where a prefix stops; arguments as `Collector`.
 
     The environment of a prefix is rebuilt: reset to the task, and given the recorded turns again. What it answers must
-    come out as recorded. Every completion then starts from a fork of it.
+    come out as recorded. Every completion then starts from a fork of it. Calls that are not idempotent are not
+    repeated: a prefix that holds one is refused.
     """
 
     _prefixes: Sequence[Prefix] = ()
@@ -62,7 +65,7 @@ class Continuer(Collector):
 
         Raises:
             ConfigError: A prefix ends elsewhere, or its tree does not name its task.
-            ForkError: Environments of this kind cannot be copied.
+            ForkError: Environments of this kind cannot be copied, or a prefix holds a call that may not be repeated.
             PolicyError: The engine failed.
         """
         for prefix in prefixes:
@@ -90,6 +93,7 @@ class Continuer(Collector):
             new_sequence=lambda: next(self._sequence_ids),
             vocab_size=self._vocab_size,
             hint=hint,
+            journal=self._journal_of(number),
         )
 
 
@@ -126,6 +130,7 @@ class _Continuation(Group):
         track = self._origin.copy()
         track.key, track.sequence, track.env = (self._num_roots,), self._new_sequence(), self._envs.pop()
         self._num_roots += 1
+        self._record_calls(track)
         if self._root is None:
             self._root = track.sequence
         else:
@@ -140,7 +145,17 @@ class _Continuation(Group):
         opening = open_episode(env, self.task)
         self._tree.task_id = opening.task_id
         self._check(self._chat.prompt_ids(opening.messages, opening.tools), path[0])
-        track = Track((0,), -1, env, segment=len(path) - 1, token_ids=[], state_key=opening.state_key)
+        if isinstance(env.unwrapped, ToolEnv):
+            env.unwrapped.record_calls(RepeatedCalls())
+        track = Track(
+            (0,),
+            -1,
+            env,
+            segment=len(path) - 1,
+            token_ids=[],
+            state_key=opening.state_key,
+            episode=self._recorded_as(),
+        )
         for turn, answer in zip(path[1::2], path[2::2], strict=True):
             outcome = play_turn(env, self._chat.turn_text(turn.token_ids), truncate=False)
             self._check(self._chat.suffix_ids(turn.token_ids[-1], outcome.messages), answer)
@@ -151,6 +166,18 @@ class _Continuation(Group):
         track.token_ids = [token for segment in path for token in segment.token_ids]
         self._origin = track
         self._envs.extend(fork_env(env) for _ in range(self.plan.size - 1))
+
+    def _recorded_as(self) -> str | None:
+        """What the journal calls an episode that the prefix is the beginning of."""
+        tree = self._prefix.tree
+        return next(
+            (
+                leaf.episode
+                for leaf in tree.leaves
+                if any(segment.id == self._prefix.segment for segment in tree.path(leaf.segment))
+            ),
+            None,
+        )
 
     def _check(self, token_ids: list[int], recorded: Segment) -> None:
         if token_ids != recorded.token_ids:

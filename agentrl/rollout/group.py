@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import gymnasium
 
 from agentrl.chat.template import ChatFormat
+from agentrl.envs import ToolEnv
 from agentrl.errors import ConfigError, InfrastructureError, UnforkableStateError
+from agentrl.journal import Journal
 from agentrl.messages import Message
 from agentrl.messages import user as user_message
 from agentrl.policies.core import Completion, Policy, SequenceId
@@ -42,6 +44,7 @@ class Group:
         new_sequence: Gives an unused sequence id.
         vocab_size: Normalises entropies.
         hint: Told to the policy besides the task, and to nobody else.
+        journal: Where tool calls are recorded, and the number of this group in it; None for nowhere.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Group:
         new_sequence: Callable[[], SequenceId],
         vocab_size: int,
         hint: str | None = None,
+        journal: tuple[Journal, int] | None = None,
     ) -> None:
         self.task = task
         self.plan = plan
@@ -67,6 +71,7 @@ class Group:
         self._new_sequence = new_sequence
         self._vocab_size = vocab_size
         self._hint = hint
+        self._journal = journal
         self._ledger = ledger_for(plan, seed)
         self._snapshots: dict[Moment, _Snapshot] = {}
         self._leaves: dict[TrackKey, Leaf] = {}
@@ -118,6 +123,7 @@ class Group:
 
     def finish(self, track: Track, leaf: Leaf) -> None:
         """Ends a trajectory."""
+        leaf.episode = track.episode
         self._leaves[track.key] = leaf
         del self.running[track.key]
         track.env.close()
@@ -183,12 +189,33 @@ class Group:
             state_key=opening.state_key,
         )
         self._num_roots += 1
+        self._record_calls(track)
         if self._root is None:
             self._root = track.sequence
         else:
             self._policy.fork(self._root, track.sequence, len(self._prompt))
         self.running[track.key] = track
         return track
+
+    def _record_calls(self, track: Track) -> None:
+        """Opens the journal of a trajectory, whose `episode` is still that of the one it was forked from, if any."""
+        env = track.env.unwrapped
+        if not isinstance(env, ToolEnv):
+            return
+        if self._journal is None:
+            env.record_calls(None)
+            return
+        journal, group = self._journal
+        log = journal.open_episode(
+            group,
+            track.key,
+            task=self.task,
+            split=env.split,
+            parent=track.episode,
+            num_calls=len(env.episode.calls),
+        )
+        env.record_calls(log)
+        track.episode = log.name
 
     def _take_opening(self, opening: Opening) -> None:
         """Begins the tree with the first opening; the policy's prompt differs from the tree's if there is a hint."""
@@ -227,7 +254,7 @@ class Group:
             env = fork_env(track.env)
         except (InfrastructureError, UnforkableStateError):
             self._ledger.withdraw(moment)  # the budget stays for another moment, or for the top-up
-            self._count_failed_fork()
+            self.count("failed_forks")
             return
         template = track.copy()
         sequence = self._new_sequence()
@@ -245,19 +272,21 @@ class Group:
             try:
                 child.env = fork_env(snapshot.env)
             except (InfrastructureError, UnforkableStateError):
-                self._count_failed_fork()
+                self.count("failed_forks")
                 continue  # the top-up makes up for it
             child.sequence = self._new_sequence()
             child.fork_of = child.segment if moment.turn else None  # before the first turn is the prompt
             child.first_moment = moment.turn + 1
+            self._record_calls(child)
             self._policy.fork(snapshot.sequence, child.sequence, len(child.token_ids))
             self.running[child.key] = child
             yield child
         if moment not in self._ledger:
             self._forget(moment)
 
-    def _count_failed_fork(self) -> None:
-        self._tree.metadata["failed_forks"] = self._tree.metadata.get("failed_forks", 0) + 1
+    def count(self, event: str) -> None:
+        """Counts something that happened to the group in the metadata of its tree."""
+        self._tree.metadata[event] = self._tree.metadata.get(event, 0) + 1
 
     def _forget(self, moment: Moment) -> None:
         snapshot = self._snapshots.pop(moment)

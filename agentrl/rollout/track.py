@@ -70,6 +70,8 @@ class Track:
     """Of the state in which the next turn is taken."""
     state_keys: list[str | None] = field(default_factory=list)
     """Of the states in which its turns were taken."""
+    episode: str | None = None
+    """What the journal calls it."""
 
     def copy(self) -> "Track":
         """The same position, for a branch to start from; lists are not shared."""

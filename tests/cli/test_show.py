@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from agentrl.cli.main import app
 from agentrl.cli.show import load_decoder, pick_tree
+from agentrl.cli.tree_view import tree_lines
 from agentrl.config import Config
 from agentrl.errors import CheckpointError, ConfigError, DataError
 from agentrl.files import atomic_directory
@@ -63,6 +64,18 @@ def test_the_text_comes_from_the_latest_checkpoint(run: RunFolder) -> None:
         '[1] assistant, turn 0: 3 sampled, entropy mean 0.70, max 0.70 at "4"',
         "> 42<|im_end|>",
         "= success, reward 1.00, answered, 1 turn, no tool call",
+    ]
+
+
+def test_episodes_are_named_as_the_journal_names_them(tmp_path: Path, byte_tokenizer: PreTrainedTokenizerFast) -> None:
+    grown = tree("first", byte_tokenizer)
+    grown.leaves[0].episode = "4.0.1"
+    grown.leaves.append(Leaf(1, StopReason.INVALID, 0.0, False, error="gone", episode="4.0.2"))
+    decode = byte_tokenizer.decode
+    ends = [line.plain for line in tree_lines(grown, decode) if line.plain.startswith("=")]
+    assert ends == [
+        "= success, reward 1.00, answered, 1 turn, no tool call, episode 4.0.1",
+        "= invalid, not counted: gone, episode 4.0.2",
     ]
 
 

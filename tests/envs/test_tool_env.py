@@ -13,12 +13,13 @@ from agentrl.chat.tool_calls import format_tool_call
 from agentrl.envs import Episode, ToolEnv
 from agentrl.errors import ConfigError, ForkError, InfrastructureError
 from agentrl.messages import ToolCall, system, user
+from agentrl.sandbox import UnsafeSubprocess
 from agentrl.tasks import Task
-from agentrl.tools import StatefulTool, Tool, tool
+from agentrl.tools import InterpreterTool, StatefulTool, Tool, tool
 from agentrl.trajectory import StopReason
 
 
-@tool(inline=True)
+@tool(idempotent=True, inline=True)
 def double(number: int) -> int:
     """Doubles.
 
@@ -30,6 +31,8 @@ def double(number: int) -> int:
 
 class Memory(StatefulTool):
     """Remembers words."""
+
+    idempotent = True
 
     def __init__(self) -> None:
         self.words: list[str] = []
@@ -50,6 +53,7 @@ class ReplayOnly(Tool):
     name = "replay_only"
     description = "Counts."
     parameters: ClassVar[dict[str, Any]] = {"type": "object", "properties": {}, "required": []}
+    idempotent = True
     inline = True
     opened: ClassVar[list["ReplayOnly"]] = []
 
@@ -348,11 +352,13 @@ def test_fork_closes_what_it_opened_when_a_replay_fails() -> None:
 
 def test_fork_refuses_where_repeating_has_effects() -> None:
     unrepeatable = ReplayOnly()
-    unrepeatable.replayable = False
+    unrepeatable.idempotent = False
+    opened = len(ReplayOnly.opened)
     env = Env(unrepeatable)
     env.reset()
-    with pytest.raises(ForkError, match="does not define fork"):
+    with pytest.raises(ForkError, match=r"does not define fork.*replay_only may not be called again"):
         env.fork()
+    assert len(ReplayOnly.opened) == opened + 1, "refused before anything was repeated"
 
 
 def test_only_a_running_episode_forks() -> None:
@@ -373,3 +379,27 @@ def test_task_before_the_first_episode() -> None:
 def test_oracle_is_optional() -> None:
     with pytest.raises(ConfigError, match="Env defines no oracle"):
         Env().oracle(Task("t", "?"), Episode())
+
+
+def test_a_reward_can_look_at_what_the_agent_has_made() -> None:
+    class WriteFile(ToolEnv):
+        tools = (InterpreterTool(UnsafeSubprocess()),)
+
+        def tasks(self, split: str) -> Sequence[Task]:
+            return [Task("0", "Write 42 to out.txt", "42")]
+
+        def reward(self, task: Task, episode: Episode) -> float:
+            tool = self.toolbox["python"]
+            assert isinstance(tool, InterpreterTool)
+            return float(tool.read("out.txt").decode() == task.answer)
+
+    env = WriteFile()
+    env.reset(seed=0)
+    env.step(format_tool_call(ToolCall("python", {"code": "_ = open('out.txt', 'w').write('42')"})))
+    assert env.step("Done.")[1] == 1.0
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.toolbox  # noqa: B018
+    with pytest.raises(LookupError, match="Did you mean 'python'"):
+        env.reset(seed=0)
+        env.toolbox["pyton"]
+    env.close()

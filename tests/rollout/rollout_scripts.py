@@ -24,6 +24,7 @@ class Counter(Tool):
         "required": ["amount"],
     }
     inline = True
+    idempotent = True
     live = 0
 
     def __init__(self, total: int = 0) -> None:

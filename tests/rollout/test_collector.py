@@ -273,7 +273,7 @@ def test_limits_end_episodes_and_the_environment_judges_them(make_collector: Any
 def test_an_environment_that_cannot_fork_refuses_to_branch(make_collector: Any) -> None:
 
     class Unforkable(Counter):
-        replayable = False
+        idempotent = False
         fork = Counter.__mro__[1].fork  # the base class's: state, but no fork
 
     class Stuck(Counting):

@@ -83,7 +83,7 @@ BAD = {
     "refusing": (call_to("refuse"), ToolStatus.ERROR, "Ask me something else."),
     "raising": (call_to("raise"), ToolStatus.ERROR, "RuntimeError: out of paper"),
     "hanging": (format_tool_call(ToolCall("hanging")), ToolStatus.TIMEOUT, "gave no result within 0.05 s"),
-    "large": (call_to("large"), ToolStatus.OK, " bytes cut ...]"),
+    "large": (call_to("large"), ToolStatus.OK, " characters cut ...]"),
     "same tool, no trouble": (call_to(""), ToolStatus.OK, "none"),
 }
 
@@ -103,9 +103,9 @@ def test_both_calls_of_a_turn_are_answered(bad: str, good: str, bad_first: bool,
     failed, worked = results if bad_first else results[::-1]
     assert failed.status is bad_status
     assert bad_result in failed.text
-    assert len(failed.text.encode()) <= troubled.max_output_bytes
+    assert len(failed.text) <= troubled.max_output_chars
     assert (worked.tool, worked.status, worked.text) == (good, ToolStatus.OK, good_result)
-    assert failed.num_bytes == (10_000_000 if bad == "large" else len(failed.text.encode()))
+    assert failed.num_chars == (10_000_000 if bad == "large" else len(failed.text))
 
 
 @pytest.mark.parametrize("bad", BAD)

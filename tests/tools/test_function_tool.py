@@ -36,7 +36,7 @@ def count(text: str, letter: str = "a") -> int:
     return text.count(letter)
 
 
-@tool(name="order-items", deadline_s=2.5, max_output_bytes=100, inline=True, replayable=False)
+@tool(name="order-items", deadline_s=2.5, max_output_chars=100, idempotent=True, inline=True)
 def order(
     items: list[Item],
     color: Color,
@@ -93,10 +93,11 @@ def test_the_decorated_function_is_still_a_function() -> None:
 
 
 def test_options() -> None:
-    assert (order.name, order.deadline_s, order.max_output_bytes) == ("order-items", 2.5, 100)
+    assert (order.name, order.deadline_s, order.max_output_chars) == ("order-items", 2.5, 100)
     assert order.inline
-    assert not order.replayable
-    assert (count.name, count.deadline_s, count.max_output_bytes, count.inline) == ("count", 30.0, 8192, False)
+    assert order.idempotent
+    assert (count.name, count.deadline_s, count.max_output_chars, count.inline) == ("count", 30.0, 8192, False)
+    assert (count.idempotent, count.max_concurrency) == (False, None)
 
 
 def test_values_are_converted_to_the_types_of_the_function() -> None:
@@ -298,9 +299,9 @@ async def waiting() -> str:
         (undocumented, {}, "Tool 'undocumented' has no description"),
         (lambda: "", {}, "Tool name '<lambda>' is not usable"),
         (count.function, {"name": "two words"}, "Tool name 'two words' is not usable"),
-        (count.function, {"deadline_s": 0}, "deadline_s of tool 'count' must be positive and finite, got 0"),
-        (count.function, {"deadline_s": float("inf")}, "must be positive and finite, got inf"),
-        (count.function, {"max_output_bytes": 0}, "max_output_bytes of tool 'count' must be positive"),
+        (count.function, {"deadline_s": 0}, "deadline_s of tool 'count' must be positive and finite, or None .*got 0"),
+        (count.function, {"deadline_s": float("inf")}, "must be positive and finite, .*got inf"),
+        (count.function, {"max_output_chars": 0}, "max_output_chars of tool 'count' must be positive"),
         (waiting, {"inline": True}, "is async, so it cannot be inline"),
         (Item, {}, "@tool takes a function"),
     ],

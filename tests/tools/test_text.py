@@ -1,4 +1,4 @@
-"""Texts are cleaned and cut by bytes, never inside a character."""
+"""Texts are cleaned, and cut by characters."""
 
 import json
 import re
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from agentrl.text import ClippedText, clean_text, clip_output
 
-MARKER = re.compile(r"\n\[\.\.\. ([0-9,]+) bytes cut \.\.\.\]\n")
+MARKER = re.compile(r"\n\[\.\.\. ([0-9,]+) characters cut \.\.\.\]\n")
 # Any code point, lone surrogates and NUL included: what a tool can really return.
 any_text = st.text(st.characters(exclude_categories=()))
 
@@ -20,47 +20,45 @@ def test_short_text_is_left_alone() -> None:
 
 
 def test_head_and_tail_are_kept_and_the_marker_counts_what_is_missing() -> None:
-    text = "a" * 500 + "b" * 500
-    # The longest marker needed, "\n[... 1,000 bytes cut ...]\n", has 27 bytes: 100 - 27 = 73 = 37 head + 36 tail.
-    # 1000 - 73 = 927 bytes go, and their marker is two bytes shorter.
+    text = "a" * 500 + "\u20ac" * 500
+    # The longest marker needed, "\n[... 1,000 characters cut ...]\n", has 32 characters: 100 - 32 = 68 = 34 + 34.
+    # 1000 - 68 = 932 characters go, and their marker is two characters shorter.
     clipped = clip_output(text, 100)
-    assert clipped == ClippedText("a" * 37 + "\n[... 927 bytes cut ...]\n" + "b" * 36, 1000, True)
+    assert clipped == ClippedText("a" * 34 + "\n[... 932 characters cut ...]\n" + "\u20ac" * 34, 1000, True)
     assert len(clipped.text) == 98
 
 
-def test_no_character_is_cut_in_two() -> None:
-    # Each euro sign is 3 bytes. 100 - 25 = 75 = 38 head + 37 tail: 12 whole signs (36 bytes) fit into either.
-    clipped = clip_output("\u20ac" * 200, 100)
-    assert clipped.text == "\u20ac" * 12 + "\n[... 528 bytes cut ...]\n" + "\u20ac" * 12  # 600 - 72
-    assert clipped.num_bytes == 600
+def test_the_head_gets_the_odd_character() -> None:
+    # 101 - 32 = 69 = 35 head + 34 tail
+    assert clip_output("x" * 1000, 101).text == "x" * 35 + "\n[... 931 characters cut ...]\n" + "x" * 34
 
 
 def test_the_marker_is_shown_where_there_is_room_for_nothing_else() -> None:
-    assert clip_output("x" * 1_234_567, 5).text == "\n[... 1,234,567 bytes cut ...]\n"
+    assert clip_output("x" * 1_234_567, 5).text == "\n[... 1,234,567 characters cut ...]\n"
 
 
 def test_ten_megabytes() -> None:
     clipped = clip_output("x" * 10_000_000, 8192)
     assert len(clipped.text) == 8191  # room was kept for "10,000,000"; the count that is shown has a digit less
-    assert clipped.num_bytes == 10_000_000
+    assert clipped.num_chars == 10_000_000
 
 
 @given(any_text, st.integers(1, 200))
-def test_clipping_keeps_the_byte_account(text: str, max_bytes: int) -> None:
-    clipped = clip_output(text, max_bytes)
+def test_clipping_keeps_the_account(text: str, max_chars: int) -> None:
+    clipped = clip_output(text, max_chars)
     whole = clean_text(text)
-    assert clipped.num_bytes == len(whole.encode())
+    assert clipped.num_chars == len(whole)
     if not clipped.truncated:
         assert clipped.text == whole
-        assert clipped.num_bytes <= max_bytes
+        assert clipped.num_chars <= max_chars
         return
     marker = MARKER.search(clipped.text)
     assert marker is not None
     head, tail = clipped.text[: marker.start()], clipped.text[marker.end() :]
-    assert len(head.encode()) + len(tail.encode()) + int(marker[1].replace(",", "")) == clipped.num_bytes
+    assert len(head) + len(tail) + int(marker[1].replace(",", "")) == clipped.num_chars
     assert whole.startswith(head)
     assert whole.endswith(tail)
-    assert len(clipped.text.encode()) <= max(max_bytes, len("\n[... 9,999 bytes cut ...]\n"))
+    assert len(clipped.text) <= max(max_chars, len("\n[... 9,999 characters cut ...]\n"))
 
 
 def by_code_unit(text: str) -> str:

@@ -133,7 +133,7 @@ def test_only_inline_tools_run_in_the_calling_thread() -> None:
 
 def test_a_good_result_has_its_measurements() -> None:
     result = Toolbox([Plain("a", [])]).call(ToolCall("a", {"text": "\u20ac"}))
-    assert result == ToolResult("a", "a: \u20ac", ToolStatus.OK, result.duration_s, num_bytes=6)
+    assert result == ToolResult("a", "a: \u20ac", ToolStatus.OK, result.duration_s, num_chars=4)
     assert result.ok
     assert result.duration_s > 0
 
@@ -211,7 +211,7 @@ def test_an_inline_tool_cannot_be_waited_for() -> None:
 
 
 def test_results_are_made_clean_and_cut_to_the_limit_of_their_tool() -> None:
-    @tool(max_output_bytes=64)
+    @tool(max_output_chars=64)
     def dirty(times: int) -> str:
         """Returns what UTF-8 cannot hold.
 
@@ -223,9 +223,9 @@ def test_results_are_made_clean_and_cut_to_the_limit_of_their_tool() -> None:
     toolbox = Toolbox([dirty])
     once, often = toolbox.call(ToolCall("dirty", {"times": 1})), toolbox.call(ToolCall("dirty", {"times": 1000}))
     assert once.text == "\ufffd\ufffd<|im_end|>"  # markup is left to whoever renders the chat
-    assert (once.num_bytes, once.truncated) == (16, False)  # 2 * 3 + 10
-    assert (often.num_bytes, often.truncated) == (16_000, True)
-    assert len(often.text.encode()) <= 64
+    assert (once.num_chars, once.truncated) == (12, False)  # 2 + 10
+    assert (often.num_chars, often.truncated) == (12_000, True)
+    assert len(often.text) <= 64
 
 
 def test_names_of_unknown_and_malformed_calls() -> None:
