@@ -1,23 +1,33 @@
-"""A server that takes JSON by POST and answers JSON, asked patiently: retries, pauses, one deadline for all of it."""
+"""A server that answers JSON, asked patiently: retries, pauses, one deadline for all of it."""
 
+import contextlib
 import json
+import queue
 import random
 import threading
 import time
-from collections.abc import Mapping
+import zlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import httpx
 
+from agentrl.api_key import ApiKey
 from agentrl.errors import ConfigError, InfrastructureError
 
 FIRST_PAUSE_S = 0.25
 _MAX_PAUSE_S = 10.0
-_NEVER_IMPLEMENTED = {501, 505}
+_MAY_PASS = {429, 500, 502, 503, 504, 529}
+"""Too many requests, errors of the server and its proxies, and "overloaded" as some model servers say it."""
+_MAX_RETRY_AFTER_S = 86400.0
 _MAX_SHOWN = 300
+_MAX_ERROR_BYTES = 1 << 16
+_GRACE_S = 0.1
+_UNZIP = 32 + zlib.MAX_WBITS
+"""zlib finds out by itself whether the data is gzip or deflate."""
 
 _jitter = random.Random()  # not the global generator, whose state belongs to the user
 
@@ -68,19 +78,53 @@ class Patience:
                 raise ConfigError(f"{name} must be positive and finite, got {getattr(self, name)!r}.")
 
 
+class Gate(Protocol):
+    """Decides when a request may be sent."""
+
+    def turn(self) -> contextlib.AbstractContextManager[object]:
+        """Waits until one request may be sent, and counts it as running inside the `with` block.
+
+        Raises:
+            InfrastructureError: Its turn does not come.
+        """
+        ...
+
+    def hold(self, seconds: float) -> None:
+        """Lets nothing through for a while: the server asked for it."""
+        ...
+
+
+class _OpenGate:
+    def turn(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+    def hold(self, seconds: float) -> None:
+        pass
+
+
+class _Answer(NamedTuple):
+    status: int
+    retry_after: str
+    text: str
+    """Without the key."""
+
+
 class JsonService:
     """One URL; any number of threads may use it at a time.
 
     What may pass is tried again until the deadline, with pauses that double and are drawn at random so that many
-    callers do not come back at the same moment: connection errors, time-outs, and the statuses 429 and 5xx
-    (`Retry-After` is honored). Everything else fails at once. Redirects are not followed: they would turn a POST into
-    a GET, and carry the key to another host.
+    callers do not come back at the same moment: connection errors, time-outs, and the statuses 429, 500, 502, 503, 504
+    and 529 (`Retry-After` is honored). Everything else fails at once. Redirects are not followed: they would turn a
+    POST into a GET, and carry the key to another host.
 
     Args:
-        url: Where to post.
+        url: What to ask.
         what: What the service is called in messages, such as "search server".
         patience: Time-outs.
-        api_key: Sent as a bearer token; never part of a message.
+        api_key: Sent with every request, as a bearer token unless it names another header; never part of a message,
+            nor of an answer in which the server repeats it.
+        headers: Others to send.
+        gate: Asked before every attempt; the time that it takes does not count against the deadline.
         max_response_bytes: A longer answer is an error.
 
     Raises:
@@ -93,21 +137,23 @@ class JsonService:
         *,
         what: str = "server",
         patience: Patience | None = None,
-        api_key: str | None = None,
+        api_key: ApiKey | str | None = None,
+        headers: Mapping[str, str] | None = None,
+        gate: Gate | None = None,
         max_response_bytes: int = 4 << 20,
     ) -> None:
         self.url = url
-        self.name = f"The {what} {_checked(url, what)}"
+        self.name = f"The {what} {checked_url(url, what)}"
         self._patience = patience or Patience()
-        if api_key is not None and not (api_key.isascii() and api_key.isprintable() and api_key):
-            raise ConfigError(f"The API key of the {what} is empty or holds characters that no key has.")
-        self._api_key = api_key
+        self._api_key = ApiKey(api_key, what=what) if isinstance(api_key, str) else api_key
+        self._headers = {**(headers or {}), "Accept-Encoding": "gzip, deflate"}
+        self._gate = gate or _OpenGate()
         self._max_response_bytes = max_response_bytes
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
 
     def post(self, body: Mapping[str, Any], *, max_connects: int | None = None) -> Any:
-        """The decoded answer to one request.
+        """The decoded answer to a POST request.
 
         Args:
             body: Encoded as JSON.
@@ -118,17 +164,35 @@ class JsonService:
             InfrastructureError: No answer by the deadline.
             ValueError: The answer is not JSON or too long.
         """
+        return self._ask("POST", {"json": body}, max_connects or self._patience.max_connects)
+
+    def get(self, parameters: Mapping[str, Any]) -> Any:
+        """The decoded answer to a GET request with parameters in the URL.
+
+        Raises:
+            RefusedError: The server answered with a status that says no.
+            InfrastructureError: No answer by the deadline.
+            ValueError: The answer is not JSON or too long.
+        """
+        return self._ask("GET", {"params": parameters}, self._patience.max_connects)
+
+    def _ask(self, method: str, content: Mapping[str, Any], max_connects: int) -> Any:
         ends_at = time.monotonic() + self._patience.deadline_s
         pause_s = FIRST_PAUSE_S
         num_attempts = num_failed_connects = 0
         while True:
             num_attempts += 1
+            queued_at = time.monotonic()
             try:
-                return self._attempt(body, ends_at)
+                with self._gate.turn():
+                    ends_at += time.monotonic() - queued_at
+                    return self._attempt(method, content, ends_at)
             except _TryAgainError as error:
                 wait_s = error.pause_s if error.pause_s is not None else pause_s * _jitter.uniform(0.5, 1.5)
+                if error.pause_s is not None:
+                    self._gate.hold(error.pause_s)
                 num_failed_connects += not error.connected
-                unreachable = num_failed_connects >= (max_connects or self._patience.max_connects)
+                unreachable = num_failed_connects >= max_connects
                 if unreachable or time.monotonic() + wait_s >= ends_at:
                     times = "once" if num_attempts == 1 else f"{num_attempts} times"
                     limit = "" if unreachable else f" in {self._patience.deadline_s:g} s"
@@ -136,64 +200,122 @@ class JsonService:
                 time.sleep(wait_s)
                 pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
-    def _attempt(self, body: Mapping[str, Any], ends_at: float) -> Any:
+    def _attempt(self, method: str, content: Mapping[str, Any], ends_at: float) -> Any:
+        answer = _by(ends_at, lambda: self._send(method, content, ends_at))
+        if 200 <= answer.status < 300:
+            return _decoded(answer.text)
+        text = " ".join(answer.text.split())[:_MAX_SHOWN]
+        status = f"HTTP status {answer.status}" + (f": {text!r}" if text else "")
+        if answer.status in _MAY_PASS:
+            raise _TryAgainError(status, _retry_after_s(answer.retry_after))
+        raise RefusedError(f"{self.name} refused the request with {status}.", answer.status, text)
+
+    def _send(self, method: str, content: Mapping[str, Any], ends_at: float) -> _Answer:
         left_s = max(0.01, ends_at - time.monotonic())
         timeout = httpx.Timeout(min(self._patience.read_s, left_s), connect=min(self._patience.connect_s, left_s))
+        client = self._connected()
         try:
-            with self._connected().stream("POST", self.url, json=body, timeout=timeout) as response:
+            with client.stream(method, self.url, **content, auth=self._sign, timeout=timeout) as response:
                 data = self._read(response, ends_at)
         except (httpx.NetworkError, httpx.TimeoutException, httpx.RemoteProtocolError) as error:
             connected = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-            raise _TryAgainError(f"{type(error).__name__} {error}".strip(), connected=connected) from error
+            raise _TryAgainError(f"{type(error).__name__} {error}".strip(), connected=connected) from None
         except httpx.HTTPError as error:
-            raise InfrastructureError(f"{self.name} cannot be asked: {error}.") from error
-        if response.is_success:
-            return _decoded(data)
-        text = self._shown(data)
-        status = f"HTTP status {response.status_code}" + (f": {text!r}" if text else "")
-        if _may_pass(response.status_code):
-            raise _TryAgainError(status, _retry_after_s(response))
-        raise RefusedError(f"{self.name} refused the request with {status}.", response.status_code, text)
+            raise InfrastructureError(f"{self.name} cannot be asked: {error}.") from None
+        text = data.decode(json.detect_encoding(data), "replace")
+        if self._api_key is not None:
+            text = self._api_key.masked(text)
+        return _Answer(response.status_code, response.headers.get("Retry-After", "").strip(), text)
+
+    def _sign(self, request: httpx.Request) -> httpx.Request:
+        if self._api_key is not None:
+            request.headers[self._api_key.header] = self._api_key.header_value
+        return request
 
     def _connected(self) -> httpx.Client:
         """The client, made at first use."""
         with self._lock:
             if self._client is None:
-                headers = {} if self._api_key is None else {"Authorization": f"Bearer {self._api_key}"}
                 unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-                self._client = httpx.Client(headers=headers, limits=unlimited, follow_redirects=False)
+                self._client = httpx.Client(headers=self._headers, limits=unlimited, follow_redirects=False)
             return self._client
 
     def _read(self, response: httpx.Response, ends_at: float) -> bytes:
         """The body, unless it is too long or comes too slowly: the client's own limit is one for each piece."""
+        max_bytes = self._max_response_bytes if response.is_success else _MAX_ERROR_BYTES
         data = bytearray()
-        for piece in response.iter_bytes():
+        for piece in response.iter_raw():
             data += piece
-            if len(data) > self._max_response_bytes:
-                raise ValueError(f"the answer is larger than {self._max_response_bytes} bytes")
+            if len(data) > max_bytes:
+                break
             if time.monotonic() > ends_at:
                 raise httpx.ReadTimeout("the answer comes too slowly")
-        return bytes(data)
-
-    def _shown(self, data: bytes) -> str:
-        text = data.decode(errors="replace")
-        if self._api_key:  # some servers repeat the key they refuse
-            text = text.replace(self._api_key, "***")
-        return " ".join(text.split())[:_MAX_SHOWN]
+        # Unpacked here and not by the client, which unpacks a piece of any size: a small bomb fills the memory.
+        unpacked = _unpacked(bytes(data), response.headers.get("Content-Encoding", "identity"), max_bytes)
+        if response.is_success and len(unpacked) > max_bytes:
+            raise ValueError(f"the answer is larger than {max_bytes} bytes")
+        return unpacked[:max_bytes]
 
 
-def _may_pass(status: int) -> bool:
-    return status == 429 or (status >= 500 and status not in _NEVER_IMPLEMENTED)
+def _by(ends_at: float, send: Callable[[], _Answer]) -> _Answer:
+    """Runs one attempt in a thread of its own: looking up a name, or headers that drip, no time-out of httpx ends.
 
+    Errors leave the frames of that thread behind: those hold headers and raw answers, and so the key.
+    """
+    outcomes: queue.SimpleQueue[_Answer | BaseException] = queue.SimpleQueue()
 
-def _decoded(data: bytes) -> Any:
+    def run() -> None:
+        try:
+            outcomes.put(send())
+        except BaseException as error:  # whatever it is, the caller raises it
+            outcomes.put(error)
+
     try:
-        return json.loads(data)
+        threading.Thread(target=run, name="agentrl-request", daemon=True).start()
+    except RuntimeError as error:
+        raise InfrastructureError(f"No thread can be started for a request: {error}") from error
+    try:
+        outcome = outcomes.get(timeout=max(0.0, ends_at - time.monotonic()) + _GRACE_S)
+    except queue.Empty:
+        raise _TryAgainError("ReadTimeout: no answer in time") from None
+    if isinstance(outcome, BaseException):
+        raise outcome.with_traceback(None) from None
+    return outcome
+
+
+def _decoded(text: str) -> Any:
+    try:
+        return json.loads(text)
     except RecursionError:
         raise ValueError("the answer is nested too deeply") from None
 
 
-def _checked(url: str, what: str) -> str:
+def _unpacked(data: bytes, encoding: str, max_bytes: int) -> bytes:
+    """At most one byte more than the limit.
+
+    Raises:
+        ValueError: The data is broken, or packed in a way that was not asked for.
+    """
+    if encoding.strip().lower() in ("", "identity"):
+        return data
+    if encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        raise ValueError(f"the answer is packed as {encoding[:40]!r}; gzip was asked for")
+    try:
+        return zlib.decompressobj(_UNZIP).decompress(data, max_bytes + 1)
+    except zlib.error as error:
+        raise ValueError(f"the answer cannot be unpacked: {error}") from None
+
+
+def checked_url(url: str, what: str) -> str:
+    """The URL itself, if it can be asked and shown.
+
+    Args:
+        url: Of a service.
+        what: What it is called in messages, such as "search server".
+
+    Raises:
+        ConfigError: It is no URL, or holds a password.
+    """
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
@@ -205,14 +327,14 @@ def _checked(url: str, what: str) -> str:
     return url
 
 
-def _retry_after_s(response: httpx.Response) -> float | None:
+def _retry_after_s(value: str) -> float | None:
     """Seconds that a `Retry-After` header asks for, given as a number or as a date; None without a usable one."""
-    value = response.headers.get("Retry-After", "").strip()
     if not value:
         return None
     if value.isascii() and value.isdigit():
-        return float(value)
+        return min(float(value), _MAX_RETRY_AFTER_S)
     try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
+        seconds = (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds()
+        return min(max(0.0, seconds), _MAX_RETRY_AFTER_S)
     except (TypeError, ValueError):
         return None

@@ -1,40 +1,80 @@
-"""A client for retrieval servers that speak the `/retrieve` protocol of Search-R1, verl and ARPO."""
+"""A client for search services on the web or in the cluster."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import httpx
 
-from agentrl.errors import InfrastructureError
-from agentrl.json_service import JsonService, Patience, RefusedError
-from agentrl.tools.corpus import Document, Hit, parse_document
+from agentrl.api_key import key_from_environment
+from agentrl.errors import ConfigError, InfrastructureError
+from agentrl.json_service import JsonService, Patience, RefusedError, checked_url
+from agentrl.messages import JsonDict
+from agentrl.tools.corpus import Hit
+from agentrl.tools.rate_limit import limits_of
+from agentrl.tools.web_providers import PROVIDERS
 
 MAX_RESPONSE_BYTES = 4 << 20
+_WHAT = "search server"
 _CONNECT_S = 5.0
 _READ_S = 10.0
 """A server that is silent for longer than this is asked again."""
 
 
 class HttpRetriever:
-    """Sends `POST /retrieve {"queries": [query], "topk": k, "return_scores": true}`.
+    """Asks one search service.
 
     What may pass is tried again until the deadline (see `JsonService`). Every failure is an `InfrastructureError`, a
     wrong address (404) or a refusal (401) too: whatever the model asks, such a server cannot answer, and the message
     names the cause.
 
     Args:
-        url: Of the server; without a path, `/retrieve` is added.
-        deadline_s: Longest time that one search may take, in seconds, all attempts and pauses included.
+        url: Of the server; without a path, that of the provider's end point is added. None: where the provider is.
+        provider: How it is asked, a name in `PROVIDERS`.
+        parameters: Sent with every query as they are, such as {"gl": "de"}.
+        api_key_env: Name of the environment variable that holds the key; None: that of the provider.
+        deadline_s: Longest time that one search may take, in seconds, all attempts and pauses included. Waiting for
+            its turn under the next two is not.
+        rate: Requests per second to this host, from this process; None for any number.
+        max_concurrency: Requests at a time to this host, from this process.
 
     Raises:
-        ConfigError: The URL or the deadline cannot be used.
+        ConfigError: The URL, the key or a limit cannot be used.
+        UnknownNameError: There is no such provider.
     """
 
-    def __init__(self, url: str, *, deadline_s: float = 20.0) -> None:
-        self.url = _end_point(url)
-        self.deadline_s = deadline_s
-        patience = Patience(connect_s=_CONNECT_S, read_s=_READ_S, deadline_s=deadline_s)
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        provider: str = "search_r1",
+        parameters: Mapping[str, Any] | None = None,
+        api_key_env: str | None = None,
+        deadline_s: float = 20.0,
+        rate: float | None = None,
+        max_concurrency: int = 16,
+    ) -> None:
+        self._settings = {
+            "url": url,
+            "provider": provider,
+            "parameters": parameters,
+            "api_key_env": api_key_env,
+            "deadline_s": deadline_s,
+            "rate": rate,
+            "max_concurrency": max_concurrency,
+        }
+        self.url, self.deadline_s = end_point(provider, url), deadline_s
+        self._provider = PROVIDERS[provider]
+        self._parameters = checked_parameters(provider, parameters)
+        variable = api_key_env or self._provider.key_env
+        key_header = self._provider.key_header
         self._service = JsonService(
-            self.url, what="search server", patience=patience, max_response_bytes=MAX_RESPONSE_BYTES
+            self.url,
+            what=_WHAT,
+            patience=Patience(connect_s=_CONNECT_S, read_s=_READ_S, deadline_s=deadline_s),
+            api_key=None if variable is None else key_from_environment(variable, what=_WHAT, header=key_header),
+            headers=self._provider.headers,
+            gate=limits_of(httpx.URL(self.url).netloc.decode(), rate, max_concurrency),
+            max_response_bytes=MAX_RESPONSE_BYTES,
         )
 
     def retrieve(self, query: str, top_k: int) -> list[Hit]:
@@ -43,15 +83,16 @@ class HttpRetriever:
         Raises:
             InfrastructureError: The server cannot be reached, refuses, or answers something else.
         """
-        body = {"queries": [query], "topk": top_k, "return_scores": True}  # some servers fail without scores
+        fields = {**self._provider.fields(query, top_k), **self._parameters}
         try:
-            return parse_hits(self._service.post(body))[:top_k]
+            answer = self._service.get(fields) if self._provider.method == "GET" else self._service.post(fields)
+            return self._provider.read(answer)[:top_k]
         except RefusedError as error:
-            raise InfrastructureError(f"{error} Check the address and what the server expects.") from error
+            remedy = self._provider.refusals.get(error.status, "Check the address and what the server expects.")
+            raise InfrastructureError(f"{error} {remedy}") from error
         except ValueError as error:
-            raise InfrastructureError(
-                f"{self._service.name} does not speak the /retrieve protocol: {error}."
-            ) from error
+            name = self._settings["provider"]
+            raise InfrastructureError(f"{self._service.name} gives no {name} answer: {error}.") from error
 
     def __copy__(self) -> Self:
         return self
@@ -60,45 +101,35 @@ class HttpRetriever:
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"url": self.url, "deadline_s": self.deadline_s}
+        return self._settings
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["url"], deadline_s=state["deadline_s"])  # type: ignore[misc]
+        self.__init__(**state)  # type: ignore[misc]
 
 
-def parse_hits(answer: Any) -> list[Hit]:
-    """The hits in an answer to one query, in any of the shapes that servers send.
-
-    These are `{"result": [[{"document": {...}, "score": 1.5}, ...]]}`, the same with the documents alone, and the same
-    without the list per query. A document has "contents" (or "content"), or "title" and "text"; "id" is optional.
+def end_point(provider: str, url: str | None) -> str:
+    """The whole address of what is asked.
 
     Raises:
-        ValueError: Saying what was expected.
+        ConfigError: There is none, or it cannot be used.
+        UnknownNameError: There is no such provider.
     """
-    if not isinstance(answer, dict) or not isinstance(answer.get("result"), list):
-        raise ValueError('an object with a list "result" was expected')
-    items = answer["result"]
-    if items and isinstance(items[0], list):
-        if len(items) != 1:
-            raise ValueError(f"one list of hits was expected, for one query, got {len(items)}")
-        items = items[0]
-    return [_parse_hit(item, rank) for rank, item in enumerate(items)]
+    given = url or PROVIDERS[provider].url
+    if given is None:
+        raise ConfigError(f"The search provider {provider!r} needs the url of a server, such as http://localhost:8000.")
+    parsed = httpx.URL(checked_url(given, _WHAT))
+    if parsed.query and PROVIDERS[provider].method == "GET":
+        raise ConfigError(f"The url of {provider!r} ends with its path: what follows the ? belongs into parameters.")
+    return str(parsed.copy_with(path=PROVIDERS[provider].path)) if parsed.path in ("", "/") else given
 
 
-def _parse_hit(item: Any, rank: int) -> Hit:
-    if isinstance(item, dict) and "document" in item:
-        score = item.get("score")
-        return Hit(_parse_document(item["document"], rank), float(score) if isinstance(score, int | float) else 0.0)
-    return Hit(_parse_document(item, rank), 0.0)
+def checked_parameters(provider: str, parameters: Mapping[str, Any] | None) -> JsonDict:
+    """What is sent with every query.
 
-
-def _parse_document(row: Any, rank: int) -> Document:
-    return parse_document({"id": str(rank), **row} if isinstance(row, dict) else row)
-
-
-def _end_point(url: str) -> str:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        return url  # JsonService says what is wrong with it
-    return str(parsed.copy_with(path="/retrieve")) if parsed.path in ("", "/") else url
+    Raises:
+        ConfigError: It would overwrite the query or what belongs to it.
+    """
+    taken = PROVIDERS[provider].fields("", 1).keys() & (parameters or {}).keys()
+    if taken:
+        raise ConfigError(f"parameters of {provider!r} cannot hold {', '.join(sorted(taken))}: the search sets it.")
+    return dict(parameters or {})

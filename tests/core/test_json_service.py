@@ -1,9 +1,15 @@
-"""How often a server is asked that is not there; the rest is tested through its two users, retriever and endpoint."""
+"""How often a server is asked that is not there, and who decides when; the rest is tested through its two users,
+retriever and endpoint."""
 
+import contextlib
+import gzip
 import socket
 import time
+import zlib
+from collections.abc import Iterator
 
 import pytest
+from search_server import SkippingTime, reply, serving
 
 from agentrl import json_service
 from agentrl.errors import ConfigError, InfrastructureError
@@ -44,3 +50,56 @@ def test_pauses_double_up_to_a_limit(closed_url: str, monkeypatch: pytest.Monkey
 def test_a_senseless_time_is_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(changes))} must be positive and finite"):
         Patience(**changes)  # type: ignore[arg-type]
+
+
+def test_a_bomb_is_unpacked_no_further_than_needed() -> None:
+    bomb = zlib.compress(b"a" * 10_000_000)
+    assert len(bomb) < 20_000
+    assert len(json_service._unpacked(bomb, "deflate", 1000)) == 1001
+    assert json_service._unpacked(gzip.compress(b"abc"), "GZIP", 1000) == b"abc"
+
+
+class SlowGate:
+    """Lets everything through after 100 s, and writes down what it is told."""
+
+    def __init__(self, clock: SkippingTime) -> None:
+        self.told: list[str] = []
+        self._clock = clock
+
+    @contextlib.contextmanager
+    def turn(self) -> Iterator[None]:
+        self._clock.sleep(100.0)
+        self.told.append("enter")
+        try:
+            yield
+        finally:
+            self.told.append("leave")
+
+    def hold(self, seconds: float) -> None:
+        self.told.append(f"hold {seconds:g}")
+
+
+def test_every_attempt_has_its_turn_and_waiting_for_it_is_not_the_servers_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = SkippingTime()
+    gate = SlowGate(clock)
+    monkeypatch.setattr(json_service, "time", clock)
+    with serving(monkeypatch) as serve:
+        server = serve(reply(b"", 429, Retry_After="7"), reply(b"", 503), reply({"a": 1}))
+        service = JsonService(server.url, patience=Patience(deadline_s=10.0), gate=gate)
+        assert service.get({"q": "a b", "n": 3}) == {"a": 1}
+        # What the server asks for holds everybody; a pause of our own holds nobody else.
+        assert gate.told == ["enter", "leave", "hold 7", "enter", "leave", "enter", "leave"]
+        assert [(asked.method, asked.fields) for asked in server.asked] == [("GET", {"q": "a b", "n": "3"})] * 3
+        assert sum(clock.pauses) > 300
+
+
+@pytest.mark.parametrize("value", ["999999", "9" * 400, "Fri, 31 Dec 9999 23:59:59 GMT"])
+def test_no_server_can_ask_for_more_than_a_day(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    gate = SlowGate(SkippingTime())
+    with serving(monkeypatch) as serve:
+        server = serve(reply(b"", 429, Retry_After=value))
+        with pytest.raises(InfrastructureError, match=r"HTTP status 429 \(tried once in 20 s\)"):
+            JsonService(server.url, gate=gate).get({})
+    assert gate.told[-1] == "hold 86400"
