@@ -54,8 +54,9 @@ except BlockingIOError:
     alone = False
 print(json.dumps(alone))
 """
-_SESSIONS_PER_USER_ID = 16
-"""A sandbox's user id has so many times the processes of a session: it is a last resort behind the runner's limit."""
+_SLEEPING_PROCESSES = 64
+"""A sandbox's user id may have two cells' processes and, for forks that wait, so many more: a last resort, behind the
+limit that the runner keeps, against bombs that breed faster than it can kill."""
 
 
 class Bubblewrap(RunnerSandbox):
@@ -87,7 +88,7 @@ class Bubblewrap(RunnerSandbox):
         ensure_janitor()
         command = runner_command(setup.python.executable)
         link = BubblewrapLink(setup.bwrap, setup.python, command, _environment(setup.python), limits)
-        user_processes = int(limits.pids) * _SESSIONS_PER_USER_ID if setup.counts_processes_alone else None
+        user_processes = 2 * int(limits.pids) + _SLEEPING_PROCESSES if setup.counts_processes_alone else None
         return Started(link=link, root=BOX, max_user_processes=user_processes)
 
 

@@ -36,8 +36,6 @@ class Engine:
         """Process id to client: two processes must not talk over one connection. There is no lock, which a fork could
         copy while it is held; threads that come at the same time each connect, and the last client is kept."""
         self._info: dict[str, Any] = {}
-        self._num_removed = 0
-        """Leftovers that were removed and not yet reported."""
 
     def client(self) -> Any:
         """This process's `docker.DockerClient`; its engine was reached and keeps limits.

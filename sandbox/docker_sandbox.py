@@ -15,6 +15,7 @@ from agentrl.errors import ConfigError, InfrastructureError
 from agentrl.sandbox.core import Limits, SandboxUnavailableError, SecurityLevel
 from agentrl.sandbox.docker_engine import Engine, owner_labels
 from agentrl.sandbox.docker_link import DockerLink, attach
+from agentrl.sandbox.janitor import ensure_janitor
 from agentrl.sandbox.launch import runner_command, runner_environment
 from agentrl.sandbox.link import Started
 from agentrl.sandbox.seccomp import docker_profile
@@ -60,22 +61,26 @@ class DockerSandbox(RunnerSandbox):
         """See `RunnerSandbox.start`."""
         client = self._engine.client()
         self._check_runtime()
+        ensure_janitor()
         if self._swept_by != os.getpid():
             self._swept_by = os.getpid()
             with contextlib.suppress(InfrastructureError):  # somebody else's rest is no reason not to start
                 self._engine.remove_leftovers()
         name = f"agentrl-{secrets.token_hex(16)}"
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._discard, client, name)
             with self._engine.errors("create a container"):
                 self._create(client, name, limits)
             with self._engine.errors("start a container"):
-                connection = attach(client, name)
+                connection = undo.enter_context(attach(client, name))
                 client.api.start(name)
-        except BaseException:
-            with contextlib.suppress(InfrastructureError):
-                self._engine.remove(client, name)
-            raise
+            undo.pop_all()
         return Started(link=DockerLink(self._engine, name, connection, partial(_resources, limits)), root=ROOT)
+
+    def _discard(self, client: Any, container: str) -> None:
+        """Removes what may have come of a start that failed."""
+        with contextlib.suppress(InfrastructureError):
+            self._engine.remove(client, container)
 
     def _check_runtime(self) -> None:
         if self._runtime is not None and not self._engine.has_runtime(self._runtime):

@@ -13,8 +13,6 @@ from agentrl.sandbox.core import ExecResult, Limits, SandboxFileError, Session
 
 _MAX_AFTERSHOCKS = 3
 _NOTICES = {"kept": "", "rolled_back": "names from before this cell are kept", "reset": "all names are lost"}
-_KEEPS_TRACES = ("memory", "fs", "state")
-"""Groups whose programs spoil a session on purpose, so that no other attack is run in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +52,7 @@ def run_attacks(
                     if limits not in sessions:
                         sessions[limits] = open_session(limits or BUSY)
                 outcome = run_attack(sessions[attack.limits], sessions[None], attack, surroundings)
-                if not outcome.passed or attack.group in _KEEPS_TRACES:
+                if _is_spoilt(outcome):
                     sessions.pop(attack.limits).close()
                 if not outcome.passed:
                     sessions.pop(None).close()
@@ -62,6 +60,14 @@ def run_attacks(
     finally:
         for session in sessions.values():
             session.close()
+
+
+def _is_spoilt(outcome: AttackOutcome) -> bool:
+    """Whether the session is not fit for another attack: it failed, or has files, full memory or odd modules in it."""
+    attack, result = outcome.attack, outcome.result
+    if not outcome.passed or result is None or attack.group == "fs" or attack.aftershock:
+        return True
+    return attack.group in ("memory", "state") and result.state == "kept"
 
 
 def run_attack(session: Session, neighbour: Session, attack: Attack, surroundings: Surroundings) -> AttackOutcome:
@@ -82,7 +88,7 @@ def run_attack(session: Session, neighbour: Session, attack: Attack, surrounding
     except Exception as error:  # whatever a back end raises under attack is a finding, and the next attack's turn
         faults.append(f"the session failed: {type(error).__name__}: {error}")
     if alive := leftovers(check.mark):
-        faults.append(f"{len(alive)} processes are left")
+        faults.append(f"processes are left: {len(alive)}")
     if damage := surroundings.damage():
         faults.append(f"on the host it {damage}")
     return AttackOutcome(attack, not faults, "; ".join(faults), check.result)

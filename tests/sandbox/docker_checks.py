@@ -1,6 +1,8 @@
 """What several test files do with containers."""
 
+import functools
 import json
+import os
 import signal
 import struct
 from typing import Any
@@ -13,7 +15,10 @@ from agentrl.sandbox.docker_sandbox import DockerSandbox
 from agentrl.sandbox.link import Link
 from agentrl.sandbox.owner import owner_id
 
-_ENGINE = Engine()
+
+@functools.cache
+def _engine(address: str) -> Engine:
+    return Engine()
 
 
 def start_program(sandbox: DockerSandbox, source: str, limits: Limits | None = None) -> Link:
@@ -35,7 +40,8 @@ def receive_exactly(link: Link, num_bytes: int) -> bytes:
 def containers_of(owner: str | None = None) -> dict[str, dict[str, Any]]:
     """Id to what the engine says of each container of a process; of this one by default."""
     label = f"{OWNER_LABEL}={owner or owner_id()}"
-    return {found["Id"]: found for found in _ENGINE.client().api.containers(all=True, filters={"label": label})}
+    client = _engine(os.environ.get("DOCKER_HOST", "")).client()
+    return {found["Id"]: found for found in client.api.containers(all=True, filters={"label": label})}
 
 
 TRAINER = """
@@ -62,9 +68,11 @@ time.sleep(1000)
 def kill_trainer(code: str, image: str) -> str:
     """Starts a trainer, kills it once its container is there, and returns its owner id."""
     with start_trainer(f"import sys; sys.argv[1:] = [{image!r}]\n{TRAINER}{code}") as trainer:
-        assert trainer.stdout is not None
-        owner = trainer.stdout.readline().strip()
-        assert trainer.stdout.readline() == "open\n"
-        assert len(containers_of(owner)) == 1
-        trainer.send_signal(signal.SIGKILL)
+        try:
+            assert trainer.stdout is not None
+            owner = trainer.stdout.readline().strip()
+            assert trainer.stdout.readline() == "open\n"
+            assert len(containers_of(owner)) == 1
+        finally:
+            trainer.send_signal(signal.SIGKILL)
     return owner

@@ -234,6 +234,10 @@ def answer_wrongly(session: FakeSession) -> ExecResult:
     return session.answer("ok", "err\nout\n")
 
 
+def fail_with_the_right_text(session: FakeSession) -> ExecResult:
+    return session.answer("error", "out\nerr\n")
+
+
 def test_a_session_that_behaves_passes(surroundings: Surroundings) -> None:
     harmless = attack(
         setup=("x = @PORT@",),
@@ -260,6 +264,7 @@ def test_a_session_that_behaves_passes(surroundings: Surroundings) -> None:
         ("attack", print_the_secret, {}, "it got out: the output holds the secret"),
         ("attack", flood, {}, f"the output has {BUSY.output_bytes + 1} bytes instead of at most {BUSY.output_bytes}"),
         ("err", answer_wrongly, {}, "the session answers ok 'err\\nout\\n' instead of 'out\\nerr\\n'"),
+        ("err", fail_with_the_right_text, {}, "the session answers error 'out\\nerr\\n'"),
         ("err", reset, {}, "the session answers killed"),
         ("hello", hang_up, {"setup": ("hello",)}, "the session failed"),
         ("nothing", hang_up, {"setup": ("1 / 0",)}, "the setup fails"),
@@ -397,7 +402,28 @@ def test_a_process_whose_first_thread_has_ended_is_alive() -> None:
     child.communicate()
 
 
-def test_surroundings_leave_nothing_behind() -> None:
+LEAVES_A_PROCESS = """
+import subprocess, sys
+name = "import ctypes, sys; ctypes.CDLL(None).prctl(15, sys.argv[1].encode(), 0, 0, 0); print(); sys.stdin.read()"
+child = subprocess.Popen([sys.executable, "-c", name, @MARK@], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+_ = child.stdout.readline()
+"""
+
+
+def test_an_attack_that_leaves_a_process_is_noticed(surroundings: Surroundings) -> None:
+    session = FakeSession()
+    outcome = run_attack(session, FakeSession(), attack(LEAVES_A_PROCESS), surroundings)
+    assert outcome.detail == "processes are left: 1"
+    child = session.names["child"]
+    assert isinstance(child, subprocess.Popen)
+    child.communicate()
+
+
+@pytest.mark.parametrize("before", [None, "the user's own"])
+def test_surroundings_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch, before: str | None) -> None:
+    monkeypatch.delenv("AGENTRL_ATTACKED_API_KEY", raising=False)
+    if before is not None:
+        monkeypatch.setenv("AGENTRL_ATTACKED_API_KEY", before)
     variables = dict(os.environ)
     with Surroundings() as things:
         values, secret = dict(things.values), things.secret
@@ -429,9 +455,20 @@ def test_sessions_are_used_again_until_something_fails() -> None:
     assert not next(outcomes).passed
     assert [session.is_closed for session in opened] == [True, True]
     assert [outcome.passed for outcome in outcomes] == [True, True, True]
-    # Both anew after the failure, and one for other limits; the last attack spoils its session, but is the last.
+    # Both anew after the failure, and one for other limits; the last attack finds one that is healthy.
     assert len(opened) == 2 + 2 + 1
     assert all(session.is_closed for session in opened)
+
+
+def test_a_session_that_an_attack_has_spoilt_is_not_used_again() -> None:
+    opened: list[FakeSession] = []
+
+    def open_session(limits: Limits) -> FakeSession:
+        opened.append(FakeSession())
+        return opened[-1]
+
+    assert all(outcome.passed for outcome in run_attacks(open_session, [attack("json = None"), attack("json = 1")]))
+    assert len(opened) == 3, "two for the attacks and a neighbour"
 
 
 def test_sessions_are_closed_when_the_rest_of_the_list_is_not_wanted() -> None:

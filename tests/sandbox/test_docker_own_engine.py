@@ -88,7 +88,8 @@ def test_the_end_of_the_engine_is_no_fault_of_the_program(engine: OwnEngine, num
     again = sandbox.open(limits=GENEROUS)  # by the same object, which has to find the engine again
     assert again.run("1 + 1").output == "2\n"
     again.close()
-    assert sandbox._engine.client().api.containers(all=True) == []
+    client = sandbox._engine.client()
+    assert wait_until(lambda: client.api.containers(all=True) == [])  # the new engine clears away what the old one ran
 
 
 def test_a_trainer_killed_before_the_start_leaves_a_container_that_the_next_one_removes(engine: OwnEngine) -> None:

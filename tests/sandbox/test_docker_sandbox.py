@@ -1,8 +1,10 @@
 """Opening sessions in containers, what is said when that is impossible, and what killed trainers leave."""
 
+import io
 import os
 import socket
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from docker_checks import LOOPS, containers_of, kill_trainer
 from other_trainers import start_trainer, wait_until
 from session_checks import GENEROUS
 
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, InfrastructureError
 from agentrl.sandbox import Limits, SandboxUnavailableError, SecurityLevel
 from agentrl.sandbox.docker_engine import Engine, _problem
 from agentrl.sandbox.docker_sandbox import DockerSandbox
@@ -70,6 +72,25 @@ def test_an_image_with_volumes_is_refused(docker_sandbox: DockerSandbox) -> None
         assert containers_of().keys() <= before.keys()
     finally:
         client.images.remove("agentrl-sandbox:with-volume")
+
+
+def test_a_start_that_fails_leaves_nothing(docker_sandbox: DockerSandbox) -> None:
+    client = docker_sandbox._engine.client()
+    empty = io.BytesIO()
+    tarfile.open(fileobj=empty, mode="w").close()
+    client.api.import_image_from_data(empty.getvalue(), repository="agentrl-sandbox", tag="empty")
+    try:
+        broken = DockerSandbox("agentrl-sandbox:empty")
+        broken._engine = docker_sandbox._engine
+        client.close()  # idle connections, of which it keeps a bounded number
+        containers, descriptors = containers_of(), len(os.listdir("/proc/self/fd"))
+        with pytest.raises(InfrastructureError, match=r"could not start a container.*python3"):
+            broken.start(Limits())
+        client.close()
+        assert len(os.listdir("/proc/self/fd")) <= descriptors
+        assert containers_of().keys() <= containers.keys()
+    finally:
+        client.images.remove("agentrl-sandbox:empty")
 
 
 def test_without_a_socket_the_ways_out_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

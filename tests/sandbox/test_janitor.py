@@ -4,7 +4,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -88,16 +88,8 @@ def test_a_killed_trainer_leaves_nothing(back_end: str, doing: str, as_user: boo
     assert wait_until(lambda: janitor not in command_lines()), "it ends as well"
 
 
-def test_a_killed_session_or_process_group_leaves_nothing() -> None:
-    """The janitor is not in it."""
-    with start_trainer(OPEN.format(back_end="UnsafeSubprocess") + IDLE, start_new_session=True) as trainer:
-        assert trainer.stdout is not None
-        owner = trainer.stdout.readline().strip()
-        os.killpg(trainer.pid, signal.SIGKILL)
-    assert wait_until(lambda: not left_of(owner))
-
-
-def test_a_janitor_removes_what_no_runner_can() -> None:
+@pytest.mark.parametrize("kill", [os.kill, os.killpg], ids=["the trainer", "its process group and session"])
+def test_a_janitor_removes_what_no_runner_can(kill: Callable[[int, int], None]) -> None:
     """A folder, and a group with a process in it, whose runner died before its trainer did."""
     making = (
         "import tempfile\n"
@@ -114,11 +106,11 @@ def test_a_janitor_removes_what_no_runner_can() -> None:
         "print(owner_id(), sleeping.pid if find_place() else 0, flush=True)\n"
         "time.sleep(600)\n"
     )
-    with start_trainer(making) as trainer:
+    with start_trainer(making, start_new_session=True) as trainer:
         assert trainer.stdout is not None
         owner, sleeping = trainer.stdout.readline().split()
         assert len(left_of(owner)) == (2 if int(sleeping) else 1)
-        trainer.kill()
+        kill(trainer.pid, signal.SIGKILL)
     assert wait_until(lambda: not left_of(owner))
     assert int(sleeping) not in command_lines()
 
@@ -157,7 +149,7 @@ def test_a_trainer_has_one_janitor_which_is_not_its_child_and_a_forked_one_its_o
         for janitor in janitors:
             fields = Path(f"/proc/{janitor}/stat").read_text().rpartition(")")[2].split()
             assert int(fields[1]) not in pids, "parent"
-            assert int(fields[3]) not in pids, "session"
+            assert int(fields[3]) != os.getsid(trainer.pid), "session"
             assert fields[0] == "S", "asleep"
         trainer.kill()
         for pid in pids - {trainer.pid}:

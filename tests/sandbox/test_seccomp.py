@@ -122,13 +122,35 @@ INTERESTING = st.sampled_from(
 ARGUMENT = st.one_of(INTERESTING, st.integers(0, (1 << 64) - 1), st.builds(lambda low: low | 1 << 32, INTERESTING))
 
 
-@given(st.sampled_from(EVERY_CALL), st.lists(ARGUMENT, min_size=6, max_size=6))
-def test_both_forms_answer_as_the_rules_say(call: Syscall, arguments: list[int]) -> None:
+PROFILE = json.loads(docker_profile())
+PROGRAMS: Mapping[Machine, bytes] = {machine: bpf_program(machine) for machine in AUDIT}
+
+
+def check_both_forms(call: Syscall, arguments: Sequence[int]) -> None:
     answer = expected(call, arguments)
-    assert evaluate_profile(json.loads(docker_profile()), call.name, arguments) == answer
+    assert evaluate_profile(PROFILE, call.name, arguments) == answer
     for machine, audit in AUDIT.items():
         if (number := number_of(call, machine)) is not None:
-            assert run_bpf(bpf_program(machine), number=number, arch=audit, arguments=arguments) == answer
+            assert run_bpf(PROGRAMS[machine], number=number, arch=audit, arguments=arguments) == answer
+
+
+@pytest.mark.parametrize("call", ALLOWED_BY_ARGUMENT, ids=lambda call: call.name)
+@given(arguments=st.lists(ARGUMENT, min_size=6, max_size=6))
+def test_both_forms_check_arguments_as_the_rules_say(call: Syscall, arguments: list[int]) -> None:
+    check_both_forms(call, arguments)
+
+
+@pytest.mark.parametrize("call", ALLOWED_BY_ARGUMENT, ids=lambda call: call.name)
+def test_both_forms_check_every_bit(call: Syscall) -> None:
+    for value in (0, 1, 17, 0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451):
+        for bit in range(64):
+            check_both_forms(call, [value ^ 1 << bit] * 6)
+
+
+def test_other_calls_are_answered_without_a_look_at_their_arguments() -> None:
+    for call in (*ALLOWED, *REFUSED, *ABSENT):
+        for value in (0, 1, (1 << 64) - 1):
+            check_both_forms(call, [value] * 6)
 
 
 @pytest.mark.parametrize("machine", AUDIT)
