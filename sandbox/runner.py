@@ -113,7 +113,7 @@ class Runner:
             "write": self._write,
             "list": self._list,
             "close": self._close,
-            "ping": lambda _: {},
+            "ping": self._ping,
         }
         try:
             return operations[request["op"]](request)
@@ -279,6 +279,9 @@ class Runner:
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:
         place = self._folders.place(self._sessions[request["session"]].name)
         return {"error": None, "paths": list_files(f"{place}/work")}
+
+    def _ping(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"error": None}
 
     def _close(self, request: dict[str, Any]) -> dict[str, Any]:
         session = self._sessions.pop(request["session"])

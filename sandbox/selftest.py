@@ -29,8 +29,17 @@ class SelfTest:
 
     @property
     def level(self) -> SecurityLevel:
-        """What the back end holds against: the level that it claims, or none if a single attack says otherwise."""
-        return SecurityLevel.NONE if self.failed else self.claimed
+        """What the back end holds against: the level that it claims, or none if a single attack says otherwise.
+
+        Taking more memory than allowed is not getting out; `binds_memory` tells of that.
+        """
+        got_out = any(outcome.attack.group != "memory" for outcome in self.failed)
+        return SecurityLevel.NONE if got_out else self.claimed
+
+    @property
+    def binds_memory(self) -> bool:
+        """Whether no program got more memory than its limit."""
+        return all(outcome.attack.group != "memory" for outcome in self.failed)
 
     def by_group(self) -> dict[str, tuple[int, int]]:
         """Group to the number of attacks that were held and of all."""

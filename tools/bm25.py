@@ -1,6 +1,7 @@
 """Full-text search with BM25 in SQLite FTS5, which is part of Python."""
 
 import itertools
+import math
 import os
 import re
 import sqlite3
@@ -10,7 +11,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from agentrl.errors import ConfigError, DataError
-from agentrl.tools.corpus import Document, Hit
+from agentrl.tools.corpus import Document, Hit, in_order
+from agentrl.tools.retriever import LocalRetriever
 
 MAX_WORDS = 64
 """Words of a query that are looked up; the rest is ignored."""
@@ -21,7 +23,14 @@ _APPLICATION_ID = 0x61726C73
 """Marks a database file as an index of this kind."""
 
 
-class SearchIndex:
+_K1 = 1.2
+_FEW_ROWS = 2000
+"""Rows that are scored in about 2 ms; below that there is nothing to save."""
+_WORTH_IT = 2
+"""How many times fewer rows have to be scored for leaving documents out to pay, as it takes three queries."""
+
+
+class SearchIndex(LocalRetriever):
     """An index over documents, in memory or in a file; it never changes after it was built.
 
     The score is that of SQLite's `bm25()`: Okapi BM25 (Robertson and Zaragoza, 2009, equation 3.15) with k1 = 1.2 and
@@ -29,8 +38,11 @@ class SearchIndex:
     the documents or more, whose weight would be zero or negative, weighs a millionth, and is looked up only where the
     other words find too little. Equal scores are ordered by document id.
 
-    Several threads may search at once. A copy is the index itself; pickling carries the path, or the documents of an
-    index in memory.
+    SQLite scores every row that it matches, which takes about a microsecond each, so that a word of a third of the
+    documents would cost most of a search. Documents that hold none of a query's rarer words are therefore left out
+    where the common words cannot lift them into the result. Hits, order and scores are the same as without that.
+
+    Pickling carries the path, or the documents of an index in memory.
 
     Args:
         documents: What to index; ids must be unique.
@@ -42,9 +54,7 @@ class SearchIndex:
     """
 
     def __init__(self, documents: Iterable[Document], path: str | Path | None = None) -> None:
-        # In the order of ids, so that the row number breaks ties without reading any text.
-        ordered = sorted(documents, key=lambda document: document.id)
-        _check_ids(ordered)
+        ordered = in_order(documents)
         self.path = None if path is None else Path(path)
         if self.path is None:
             connection = sqlite3.connect(":memory:", check_same_thread=False)
@@ -79,16 +89,18 @@ class SearchIndex:
         Returns:
             At most `top_k` hits, best first; none if no word of the query occurs.
         """
-        words = list(dict.fromkeys(word.lower() for word in _WORD.findall(query)))[:MAX_WORDS]
-        if not words or top_k < 1:
+        words = dict.fromkeys(word.lower() for word in _WORD.findall(query))
+        counts = {word: self._num_with(word) for word in list(words)[:MAX_WORDS]}
+        present = sorted((word for word in counts if counts[word]), key=lambda word: (counts[word], word))
+        if not present or top_k < 1:
             return []
-        telling = [word for word in words if not self._is_common(word)]
-        hits = self._best(telling, top_k)
-        return hits if len(hits) == top_k or len(telling) == len(words) else self._best(words, top_k)
+        telling = [word for word in present if 2 * counts[word] < self._num_documents]
+        best = self._best(telling, top_k) if telling else []
+        return self._fetch(best if len(best) == top_k or len(telling) == len(present) else self._best(present, top_k))
 
-    def retrieve(self, query: str, top_k: int) -> list[Hit]:
-        """The same as `search`: an index is a retriever."""
-        return self.search(query, top_k)
+    def retrieve_many(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
+        """`search` for each query: an index is a retriever."""
+        return [self.search(query, top_k) for query in queries]
 
     def documents(self) -> list[Document]:
         """All documents, ordered by id."""
@@ -99,39 +111,75 @@ class SearchIndex:
     def _connect(self, connection: sqlite3.Connection) -> None:
         self._connection = connection
         self._lock = threading.Lock()
-        self._common_words: dict[str, bool] = {}
+        self._counts: dict[str, int] = {}
         (self._num_documents,) = connection.execute("SELECT count(*) FROM documents").fetchone()
 
-    def _best(self, words: Sequence[str], top_k: int) -> list[Hit]:
-        if not words:
-            return []
-        pattern = " OR ".join(f'"{word}"' for word in words)
-        ranked = "SELECT rowid, bm25(passages) AS score FROM passages WHERE passages MATCH ? ORDER BY 2, 1 LIMIT ?"
-        joined = f"SELECT id, title, text, score FROM ({ranked}) AS best JOIN documents ON number = best.rowid"
+    def _best(self, words: Sequence[str], top_k: int) -> list[tuple[float, int]]:
+        """Negated score and number of the best documents, best first.
+
+        Each of them holds one of the needed words. Its score is what those give it and, where it holds another word
+        too, what the others give. So it is among the best by needed words alone, or among the best of those that hold
+        both kinds, which are scored with all words.
+
+        Args:
+            words: That occur, rarest first.
+            top_k: Greatest number of documents.
+        """
+        num_needed = self._num_needed(words, top_k)
+        needed, others = _any_of(words[:num_needed]), _any_of(words[num_needed:])
+        if not others:
+            return self._match(needed, top_k)
+        scores = {number: score for score, number in self._match(needed, top_k)}
+        scores |= {number: score for score, number in self._match(f"({needed}) AND ({others})", top_k)}
+        return sorted((score, number) for number, score in scores.items())[:top_k]
+
+    def _num_needed(self, words: Sequence[str], top_k: int) -> int:
+        """How many words, from the rarest on, such that each of the best documents holds one of them.
+
+        The idea of MaxScore (Turtle and Flood, 1995): all the remaining words together cannot give a document the
+        score of the last hit that the rarest words find alone. All words, where leaving some out would save nothing.
+        """
+        counts = [self._num_with(word) for word in words]
+        totals = list(itertools.accumulate(counts))
+        num_rarest = next((i for i, total in enumerate(totals, 1) if total >= top_k), len(words))
+        if totals[-1] <= _FEW_ROWS or totals[-1] < _WORTH_IT * totals[num_rarest - 1]:
+            return len(words)
+        hits = self._match(_any_of(words[:num_rarest]), top_k)
+        if len(hits) < top_k:
+            return len(words)
+        to_reach = -hits[-1][0]
+        num_needed = len(words)
+        while num_needed > num_rarest and (part := self._greatest_part(counts[num_needed - 1])) < to_reach:
+            to_reach -= part
+            num_needed -= 1
+        return num_needed if totals[-1] >= _WORTH_IT * totals[num_needed - 1] else len(words)
+
+    def _match(self, pattern: str, top_k: int) -> list[tuple[float, int]]:
+        ranked = "SELECT bm25(passages), rowid FROM passages WHERE passages MATCH ? ORDER BY 1, 2 LIMIT ?"
         with self._lock:
-            rows = self._connection.execute(f"{joined} ORDER BY score, number", (pattern, top_k)).fetchall()
-        return [Hit(Document(id, title, text), -score) for id, title, text, score in rows]
+            return self._connection.execute(ranked, (pattern, top_k)).fetchall()
 
-    def _is_common(self, word: str) -> bool:
-        """Whether a word is in half of the documents or more; scoring all those would take most of a search's time."""
-        known = self._common_words.get(word)
+    def _fetch(self, best: Sequence[tuple[float, int]]) -> list[Hit]:
+        one = "SELECT id, title, text FROM documents WHERE number = ?"
+        with self._lock:
+            rows = [self._connection.execute(one, (number,)).fetchone() for _, number in best]
+        return [Hit(Document(*row), -score) for row, (score, _) in zip(rows, best, strict=True)]
+
+    def _num_with(self, word: str) -> int:
+        """How many documents hold a word."""
+        known = self._counts.get(word)
         if known is None:
-            enough = (self._num_documents + 1) // 2
-            matches = "SELECT rowid FROM passages WHERE passages MATCH ? LIMIT ?"
+            count = "SELECT count(*) FROM passages WHERE passages MATCH ?"
             with self._lock:
-                (count,) = self._connection.execute(
-                    f"SELECT count(*) FROM ({matches})", (f'"{word}"', enough)
-                ).fetchone()
-            known = bool(count >= enough)
-            if len(self._common_words) < _MAX_REMEMBERED:
-                self._common_words[word] = known
-        return known
+                (known,) = self._connection.execute(count, (_any_of([word]),)).fetchone()
+            if len(self._counts) < _MAX_REMEMBERED:
+                self._counts[word] = known
+        return int(known)
 
-    def __copy__(self) -> Self:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, object]) -> Self:
-        return self
+    def _greatest_part(self, count: int) -> float:
+        """What a word in so many documents adds to a score at most: its weight by k1 + 1, the limit of many uses."""
+        weight = math.log((self._num_documents - count + 0.5) / (count + 0.5))
+        return max(weight, 1e-6) * (_K1 + 1)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (type(self), (self.documents(),)) if self.path is None else (type(self).load, (self.path,))
@@ -146,12 +194,9 @@ def is_index_file(path: str | Path) -> bool:
         return False
 
 
-def _check_ids(ordered: Sequence[Document]) -> None:
-    if not ordered:
-        raise DataError("An index needs at least one document, got none.")
-    for before, after in itertools.pairwise(ordered):
-        if before.id == after.id:
-            raise DataError(f"Two documents have the id {before.id!r}; ids must be unique.")
+def _any_of(words: Sequence[str]) -> str:
+    """A pattern in FTS5's language. Words are quoted, and hold nothing but letters and digits."""
+    return " OR ".join(f'"{word}"' for word in words)
 
 
 def _fill(connection: sqlite3.Connection, ordered: Sequence[Document]) -> None:

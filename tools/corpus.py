@@ -1,7 +1,8 @@
 """Documents to search in, read from JSON lines."""
 
+import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,21 @@ def load_corpus(path: str | Path) -> list[Document]:
     return documents
 
 
+def in_order(documents: Iterable[Document]) -> list[Document]:
+    """The documents of an index, ordered by id: then a document's number breaks ties without a look at the text.
+
+    Raises:
+        DataError: There is no document, or two have the same id.
+    """
+    ordered = sorted(documents, key=lambda document: document.id)
+    if not ordered:
+        raise DataError("An index needs at least one document, got none.")
+    for before, after in itertools.pairwise(ordered):
+        if before.id == after.id:
+            raise DataError(f"Two documents have the id {before.id!r}; ids must be unique.")
+    return ordered
+
+
 def parse_document(row: Any) -> Document:
     """A document from one row of a corpus or of a search server's answer.
 
@@ -95,6 +111,15 @@ def split_contents(contents: str) -> tuple[str, str]:
     if len(title) > 1 and title[0] == title[-1] == '"':
         title = title[1:-1]
     return title, text
+
+
+def join_contents(document: Document) -> str:
+    r"""Title and text as one string, which `split_contents` takes apart again.
+
+    >>> join_contents(Document("7", "Bordeaux", "A port city."))
+    '"Bordeaux"\nA port city.'
+    """
+    return f'"{" ".join(document.title.split())}"\n{document.text}'
 
 
 def _documents(lines: Iterator[str], path: str | Path) -> Iterator[tuple[int, Document]]:

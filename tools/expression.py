@@ -8,7 +8,7 @@
     postfix    := atom ("!" | "%")*                       "%" is percent where nothing follows that it could divide by
     atom       := NUMBER | NAME | NAME "(" comparison ("," comparison)* ")" | "(" comparison ")" | "√" atom
 
-`!=` is always "not equal": write `5! == 120` with a space.
+`!=` is always "not equal": write `5! == 120` with a space. "a% b", with a space only behind the sign, is refused.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from agentrl.tools.arithmetic import CalculatorError, Number
+from agentrl.tools.arithmetic import Number
+from agentrl.tools.calculator_bounds import CalculatorError
 from agentrl.tools.lexer import Token, TokenKind, short, tokenize
 
 MAX_NODES = 200
@@ -132,7 +133,10 @@ class _Parser:
         if self._at_end:
             return CalculatorError("The expression ends too early.")
         if self._starts_atom(token):
-            return CalculatorError(f"An operator is missing before {short(token.text)!r} at position {token.position}.")
+            hint = " Write * to multiply, and leave words out." if token.kind is TokenKind.NAME else ""
+            return CalculatorError(
+                f"An operator is missing before {short(token.text)!r} at position {token.position}.{hint}"
+            )
         return CalculatorError(f"Unexpected {token.text!r} at position {token.position}.")
 
     @staticmethod
@@ -164,9 +168,20 @@ class _Parser:
         """Operators of at least this level, which bind to the left."""
         left = self._signed()
         while self._symbol is not None and _LEVELS.get(self._symbol, 0) >= level:
+            if self._symbol == "%":
+                self._refuse_percent_before_number()
             symbol = self._advance()
             left = self._made(Binary(symbol, left, self._binary(_LEVELS[symbol] + 1)))
         return left
+
+    def _refuse_percent_before_number(self) -> None:
+        """`20% 50` is written like a percentage, but a number follows: 20% of 50, or the remainder?"""
+        before, sign, behind = self._tokens[self._next - 1 : self._next + 2]
+        if before.end == sign.position and sign.end < behind.position:
+            raise CalculatorError(
+                f"'%' at position {sign.position} could mean two things: write 'a % b' for the remainder, "
+                "or 'a% of b' for a percentage."
+            )
 
     def _signed(self) -> Node:
         if self._symbol in ("+", "-"):

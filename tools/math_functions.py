@@ -4,15 +4,36 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from functools import cmp_to_key, reduce
 
-from agentrl.tools import arithmetic
-from agentrl.tools.arithmetic import MAX_BITS, CalculatorError, Number, checked, refuse_large, snap, to_float
+from agentrl.tools import calculator_work as work
+from agentrl.tools import trigonometry
+from agentrl.tools.arithmetic import (
+    Number,
+    absolute,
+    add,
+    checked,
+    compare,
+    divide,
+    exp,
+    floor,
+    ln,
+    modulo,
+    multiply,
+    num_bits,
+    power,
+    sign,
+    square_root,
+)
+from agentrl.tools.calculator_bounds import MAX_BITS, CalculatorError, refuse_large
+from agentrl.tools.real import Real
+from agentrl.tools.trigonometry import PI
 
-CONSTANTS: dict[str, float] = {"pi": math.pi, "e": math.e, "tau": math.tau, "π": math.pi, "τ": math.tau}
+_TAU = multiply(2, PI)
+CONSTANTS: dict[str, Number] = {"pi": PI, "e": exp(1), "tau": _TAU, "π": PI, "τ": _TAU}
 
-MAX_ANGLE_ULP = 1e-6
-"""Rounding of an angle in radians beyond which sine and cosine refuse: their result would be noise."""
+MAX_PLACES = 100
+"""Largest number of digits that `round` takes, before or after the point."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +41,8 @@ class MathFunction:
     """A function with the number of arguments it takes."""
 
     compute: Callable[..., Number]
+    work: work.Estimate
+    """Estimate of what it costs for these arguments, in units of the budget."""
     min_arguments: int = 1
     max_arguments: int | None = 1
     """None: any number."""
@@ -40,99 +63,52 @@ class MathFunction:
         return f"{self.min_arguments} or {self.max_arguments} arguments"
 
 
-def _real(name: str, compute: Callable[..., float]) -> Callable[..., Number]:
-    """A function of the math module, with errors in words."""
-
-    def wrapped(*values: Number) -> Number:
-        try:
-            return checked(compute(*map(to_float, values)))
-        except OverflowError:
-            raise CalculatorError(f"The result of {name} is too large.") from None
-        except ValueError:
-            raise CalculatorError(f"{name} is not defined for this value.") from None
-
-    return wrapped
-
-
-def _periodic(compute: Callable[[float], float]) -> Callable[[Number], Number]:
-    """The sine or cosine. A result that the rounding of the argument alone explains is zero: sin(pi) is 0."""
-
-    def wrapped(value: Number) -> Number:
-        x = to_float(value)
-        uncertainty = 0.0 if not isinstance(value, float) and x == value else math.ulp(x)
-        if uncertainty > MAX_ANGLE_ULP:
-            raise CalculatorError("The angle is too large to be known exactly enough.")
-        result = compute(x)
-        return 0 if abs(result) <= uncertainty else result
-
-    return wrapped
-
-
-_sin = _periodic(math.sin)
-_cos = _periodic(math.cos)
-
-
-def _tan(value: Number) -> Number:
-    if _cos(value) == 0:
-        raise CalculatorError("tan is not defined for this value.")
-    return arithmetic.divide(_sin(value), _cos(value))
-
-
-def square_root(value: Number) -> Number:
-    """The square root, exact where it is rational."""
-    if value < 0:
-        raise CalculatorError("A negative number has no real square root.")
-    return arithmetic.power(value, Fraction(1, 2))
-
-
 def _cube_root(value: Number) -> Number:
-    root = arithmetic.power(arithmetic.absolute(value), Fraction(1, 3))
-    return -root if value < 0 else root
+    root = power(absolute(value), Fraction(1, 3))
+    return -root if sign(value) < 0 else root
 
 
 def _log(value: Number, base: Number | None = None) -> Number:
-    """Natural without a base; exact where the result is a whole number."""
-    if value <= 0:
+    """Natural without a base; exact where the result is rational with a small denominator."""
+    if sign(value) <= 0:
         raise CalculatorError("A logarithm needs a number greater than 0.")
     if base is None:
-        return _ln(value)
-    if base <= 0 or base == 1:
+        return ln(value)
+    if sign(base) <= 0 or base == 1:
         raise CalculatorError("The base of a logarithm must be greater than 0 and not 1.")
-    quotient = to_float(arithmetic.divide(_ln(value), _ln(base)))
-    whole = round(quotient)
-    if not isinstance(value, float) and not isinstance(base, float) and arithmetic.compare(quotient, whole) == 0:
-        try:
-            if arithmetic.power(base, whole) == value:
-                return whole
-        except CalculatorError:
-            return quotient  # the check is too large, so it would have failed
+    quotient = divide(ln(value), ln(base))
+    if isinstance(value, Real) or isinstance(base, Real):
+        return quotient
+    ratio = Fraction(quotient.value if isinstance(quotient, Real) else quotient).limit_denominator(100)
+    longest = max(num_bits(base) * abs(ratio.numerator), num_bits(value) * ratio.denominator)
+    if longest <= 2 * MAX_BITS and Fraction(base) ** ratio.numerator == Fraction(value) ** ratio.denominator:
+        return checked(ratio)
     return quotient
 
 
-def _ln(value: Number) -> float:
-    if 0.5 < value < 2:
-        return math.log1p(float(value - 1))  # `value - 1` is exact where the value is
-    if isinstance(value, float):
-        return math.log(value)
-    return math.log(value.numerator) - math.log(value.denominator)  # integers of any size
+def _floor(value: Number) -> Number:
+    return floor(value)
+
+
+def _ceil(value: Number) -> Number:
+    return -floor(-value)
 
 
 def _rounded(value: Number, digits: Number = 0) -> Number:
     """Half goes away from zero, as people round."""
     places = _whole("round", digits)
-    if abs(places) > MAX_BITS:
-        refuse_large()
+    if abs(places) > MAX_PLACES:
+        raise CalculatorError(f"The number of digits of round is too large: at most {MAX_PLACES}.")
     scale = Fraction(10) ** places
-    scaled = abs(Fraction(snap(value))) * scale
-    result = Fraction(math.floor(scaled + Fraction(1, 2))) / scale
-    return checked(-result if value < 0 else result)
+    steps = floor(add(multiply(absolute(value), scale), Fraction(1, 2)))
+    result = checked(steps / scale)
+    return -result if sign(value) < 0 else result
 
 
 def _whole(name: str, value: Number) -> int:
-    exact = snap(value)
-    if exact.denominator != 1:
+    if not isinstance(value, int):
         raise CalculatorError(f"{name} needs whole numbers.")
-    return exact.numerator
+    return value
 
 
 def factorial(value: Number) -> Number:
@@ -183,57 +159,83 @@ def _gcd(*values: Number) -> Number:
 def _lcm(*values: Number) -> Number:
     result = 1
     for value in values:
-        result = int(checked(math.lcm(result, _whole("lcm", value))))
+        # Both are within the limit, so that this is at most twice as long.
+        result = _whole("lcm", checked(math.lcm(result, _whole("lcm", value))))
     return result
 
 
 def _sum(*values: Number) -> Number:
-    total: Number = 0
-    for value in values:
-        total = arithmetic.add(total, value)
-    return total
+    return reduce(add, values)
 
 
 def _mean(*values: Number) -> Number:
-    return arithmetic.divide(_sum(*values), len(values))
+    return divide(_sum(*values), len(values))
+
+
+def _min(*values: Number) -> Number:
+    return reduce(lambda least, value: value if compare(value, least) < 0 else least, values)
+
+
+def _max(*values: Number) -> Number:
+    return reduce(lambda most, value: value if compare(value, most) > 0 else most, values)
 
 
 def _median(*values: Number) -> Number:
-    ordered = sorted(values)
+    ordered = sorted(values, key=cmp_to_key(compare))
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else _mean(ordered[middle - 1], ordered[middle])
 
 
 def _hypotenuse(*values: Number) -> Number:
-    return square_root(_sum(*(arithmetic.multiply(value, value) for value in values)))
+    return square_root(_sum(*(multiply(value, value) for value in values)))
 
 
 def _table() -> dict[str, MathFunction]:
-    real = ("asin", "acos", "atan", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh", "exp", "degrees", "radians")
-    functions: dict[str, Any] = {name: _real(name, getattr(math, name)) for name in real}
-    functions |= {
-        "sin": _sin,
-        "cos": _cos,
-        "tan": _tan,
-        "sqrt": square_root,
-        "cbrt": _cube_root,
-        "abs": arithmetic.absolute,
+    one: dict[str, tuple[Callable[..., Number], float]] = {
+        "sin": (trigonometry.sin, 80),
+        "cos": (trigonometry.cos, 80),
+        "tan": (trigonometry.tan, 170),
+        "asin": (trigonometry.asin, 300),
+        "acos": (trigonometry.acos, 300),
+        "atan": (trigonometry.atan, 170),
+        "sinh": (trigonometry.sinh, 160),
+        "cosh": (trigonometry.cosh, 130),
+        "tanh": (trigonometry.tanh, 260),
+        "asinh": (trigonometry.asinh, 300),
+        "acosh": (trigonometry.acosh, 350),
+        "atanh": (trigonometry.atanh, 200),
+        "exp": (exp, 55),
+        "ln": (_log, 200),
+        "log2": (lambda x: _log(x, 2), 450),
+        "log10": (lambda x: _log(x, 10), 450),
+        "sqrt": (square_root, 30),
+        "cbrt": (_cube_root, 300),
+        "abs": (absolute, 2),
+        "floor": (_floor, 10),
+        "ceil": (_ceil, 10),
+        "degrees": (lambda x: divide(multiply(x, 180), PI), 30),
+        "radians": (lambda x: divide(multiply(x, PI), 180), 30),
     }
-    functions |= {"floor": lambda x: math.floor(snap(x)), "ceil": lambda x: math.ceil(snap(x))}
-    functions |= {"factorial": factorial, "ln": _log, "log2": lambda x: _log(x, 2), "log10": lambda x: _log(x, 10)}
-    table = {name: MathFunction(compute) for name, compute in functions.items()}
-    variadic: dict[str, Callable[..., Number]] = {
-        **{"gcd": _gcd, "lcm": _lcm, "min": min, "max": max, "sum": _sum, "mean": _mean},
-        **{"median": _median, "hypot": _hypotenuse},
+    any_number: dict[str, tuple[Callable[..., Number], work.Estimate]] = {
+        "gcd": (_gcd, work.each(1)),
+        "lcm": (_lcm, work.each(1)),
+        "min": (_min, work.compared(1)),
+        "max": (_max, work.compared(1)),
+        "sum": (_sum, work.each(10)),
+        "mean": (_mean, work.each(10)),
+        "median": (_median, work.compared(8)),  # sorting 200 numbers takes up to log2(200) comparisons for each
+        "hypot": (_hypotenuse, work.each(30)),
     }
-    table |= {name: MathFunction(compute, 1, None) for name, compute in variadic.items()}
+    table = {name: MathFunction(compute, work.each(base)) for name, (compute, base) in one.items()}
+    table |= {name: MathFunction(compute, estimate, 1, None) for name, (compute, estimate) in any_number.items()}
     return table | {
-        "atan2": MathFunction(_real("atan2", math.atan2), 2, 2),
-        "comb": MathFunction(_combinations, 2, 2),
-        "log": MathFunction(_log, 1, 2),
-        "mod": MathFunction(arithmetic.modulo, 2, 2),
-        "perm": MathFunction(_permutations, 1, 2),
-        "round": MathFunction(_rounded, 1, 2),
+        "atan2": MathFunction(trigonometry.atan2, work.each(110), 2, 2),
+        "comb": MathFunction(_combinations, work.counting, 2, 2),
+        "factorial": MathFunction(factorial, work.counting),
+        "log": MathFunction(_log, work.each(300), 1, 2),
+        "mod": MathFunction(modulo, work.each(20), 2, 2),
+        "perm": MathFunction(_permutations, work.counting, 1, 2),
+        "round": MathFunction(_rounded, work.each(20), 1, 2),
     }
 
 

@@ -4,9 +4,11 @@ from decimal import Context, Decimal
 from fractions import Fraction
 
 from agentrl.tools.arithmetic import Exact, Number
+from agentrl.tools.calculator_bounds import refuse_lost
+from agentrl.tools.real import Real
 
 NUM_DIGITS = 12
-"""Significant digits of a rounded decimal."""
+"""Significant digits of a rounded decimal, unless its error leaves fewer."""
 MAX_EXACT_DIGITS = 30
 """A fraction with at most so many digits is written out, as a decimal where that is exact."""
 MAX_INTEGER_DIGITS = 60
@@ -17,11 +19,16 @@ NUM_END_DIGITS = 20
 def format_number(value: Number) -> str:
     """An integer, an exact decimal, a fraction with its rounded decimal, or a rounded decimal.
 
-    >>> [format_number(x) for x in (42, Fraction(3, 10), Fraction(1, 3), 2 ** 0.5)]
-    ['42', '0.3', '1/3 = 0.333333333333', '1.41421356237']
+    >>> [format_number(x) for x in (42, Fraction(3, 10), Fraction(1, 3), Real(Decimal("3.14159"), Decimal("1e-4")))]
+    ['42', '0.3', '1/3 = 0.333333333333', '3.142']
+
+    Raises:
+        CalculatorError: The error of a rounded number leaves no digit of it.
     """
-    if isinstance(value, float):
-        return _decimal_text(Context(prec=NUM_DIGITS).create_decimal_from_float(value))
+    if isinstance(value, Real):
+        if value.num_digits == 0:
+            refuse_lost()
+        return _decimal_text(Context(prec=min(value.num_digits, NUM_DIGITS)).plus(value.value))
     if value.denominator == 1:
         return _integer_text(value.numerator)
     exact = _exact_decimal(value)

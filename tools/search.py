@@ -3,30 +3,19 @@
 import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from agentrl.errors import ConfigError, ToolError
 from agentrl.messages import JsonDict
 from agentrl.tools.arguments import InvalidArgumentsError
-from agentrl.tools.bm25 import SearchIndex, is_index_file
 from agentrl.tools.core import Tool
-from agentrl.tools.corpus import Document, Hit, load_corpus
+from agentrl.tools.corpus import Hit
+from agentrl.tools.retriever import Retriever as Retriever  # a part of this module's interface
+from agentrl.tools.search_backends import Corpus, open_retriever
 
 MAX_TOP_K = 10
 MAX_QUERY_CHARS = 1000
 MAX_PASSAGE_CHARS = 600
-
-
-class Retriever(Protocol):
-    """Anything that finds documents for a query."""
-
-    def retrieve(self, query: str, top_k: int) -> list[Hit]:
-        """At most `top_k` hits, best first.
-
-        Raises:
-            InfrastructureError: What lies behind cannot be reached.
-        """
-        ...
 
 
 class SearchTool(Tool):
@@ -44,6 +33,7 @@ class SearchTool(Tool):
 
     name = "search"
     description = "Search a collection of documents. Returns the passages that match the query best."
+    idempotent = True
 
     def __init__(self, retriever: Retriever, *, top_k: int = 3, deadline_s: float | None = None) -> None:
         if not 1 <= top_k <= MAX_TOP_K:
@@ -89,6 +79,7 @@ class SearchTool(Tool):
 def format_passages(hits: Iterable[Hit]) -> str:
     r"""Hits as the model sees them, one passage a line.
 
+    >>> from agentrl.tools.corpus import Document
     >>> format_passages([Hit(Document("7", "Bordeaux", "A port\ncity."), 1.0)])
     '[1] Bordeaux: A port city.'
     """
@@ -99,42 +90,24 @@ def format_passages(hits: Iterable[Hit]) -> str:
     return "\n".join(lines) or "No passage matches the query."
 
 
-def local_search(corpus: Iterable[Document] | str | Path, *, top_k: int = 3) -> SearchTool:
-    """The search tool over a corpus on this machine, with BM25.
+def local_search(
+    corpus: Corpus, *, top_k: int = 3, backend: str | None = None, model: str | Path | None = None
+) -> SearchTool:
+    """The search tool over a corpus on this machine.
 
     Args:
-        corpus: Documents, or the path of a corpus (see `load_corpus`) or of an index that `SearchIndex` wrote.
+        corpus: Documents, or the path of a corpus (see `load_corpus`) or of an index.
         top_k: Passages shown if the model does not say how many.
+        backend: "fts5", "tantivy", "dense" or "hybrid"; by default what the index is, and fts5 for a corpus.
+        model: Folder of the sentence-embedding model that "dense" and "hybrid" need.
 
     Raises:
-        DataError: The corpus cannot be read.
-        ConfigError: `top_k` is out of range.
+        ConfigError: `top_k`, the back end or the model cannot be used.
+        DataError: The corpus or index cannot be read, or the vectors are of another corpus or model.
+        MissingExtraError: The back end needs a package that is not installed.
+        UnknownNameError: There is no such back end.
     """
-    if not isinstance(corpus, str | Path):
-        index = SearchIndex(corpus)
-    elif is_index_file(corpus):
-        index = SearchIndex.load(corpus)
-    else:
-        index = SearchIndex(load_corpus(corpus))
-    return SearchTool(index, top_k=top_k)
-
-
-def http_search(url: str, *, top_k: int = 3, deadline_s: float = 20.0) -> SearchTool:
-    """The search tool over a retrieval server (see `HttpRetriever`).
-
-    Args:
-        url: Of the server, `http://host:port` or with the path of its end point.
-        top_k: Passages shown if the model does not say how many.
-        deadline_s: Longest time that one search may take, retries included.
-
-    Raises:
-        ConfigError: The URL, `top_k` or the deadline cannot be used.
-    """
-    from agentrl.tools.http_retriever import HttpRetriever  # not at the top: httpx takes long to import
-
-    # The retriever keeps the deadline itself, so that a server that is down is an infrastructure failure; the tool's
-    # own comes after it and would be held against the model.
-    return SearchTool(HttpRetriever(url, deadline_s=deadline_s), top_k=top_k, deadline_s=deadline_s + 10.0)
+    return SearchTool(open_retriever(corpus, backend=backend, model=model), top_k=top_k)
 
 
 def _one_line(text: str) -> str:

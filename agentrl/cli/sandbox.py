@@ -1,6 +1,6 @@
 """`agentrl sandbox`: around the sandboxes that run model-written code. Imports stand inside the functions."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -56,9 +56,12 @@ def selftest_command(
         if not outcome.passed:
             typer.echo(f"FAILED {outcome.attack.id} {outcome.attack.group}: {outcome.attack.name}: {outcome.detail}")
 
-    found = self_test(open_sandbox(sandbox, **({"image": image} if image else {})), report)
+    options: dict[str, Any] = {} if image is None else {"image": image}
+    found = self_test(open_sandbox(sandbox, **options), report)
     for group, (num_held, number) in found.by_group().items():
         typer.echo(f"{group:<8} {num_held:>3} of {number} held")
     typer.echo(f"{found.name}: {describe_level(found.level)}")
+    if not found.binds_memory:
+        typer.echo("The memory of all processes together is not limited here: that needs control groups.")
     if found.failed:
         raise typer.Exit(1)
