@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from agentrl.tools.arithmetic import CalculatorError
+from agentrl.tools.calculator_bounds import CalculatorError
 from agentrl.tools.expression import (
     MAX_DEPTH,
     MAX_NODES,
@@ -66,6 +66,13 @@ def show(node: Node) -> str:
         ("10 % (3)", "(10%3)"),
         ("10 % pi", "(10%pi)"),
         ("10%3%", "(10%(3%))"),
+        ("10%(3)", "(10%3)"),
+        ("10 %3", "(10%3)"),
+        ("15% of 200", "((15%)*200)"),
+        ("15 % of (2+3)", "((15%)*(2+3))"),
+        ("10% of 50% of 80", "(((10%)*(50%))*80)"),
+        ("3+4=", "(3+4)"),
+        ("3+4 = ? ", "(3+4)"),
         ("1<2<=3", "1 < 2 <= 3"),
         ("1+1 == 2 != 3", "(1+1) == 2 != 3"),
         ("5! == 120", "(5!) == 120"),
@@ -86,6 +93,9 @@ def test_grouping(text: str, tree: str) -> None:
     [
         ("0", 0),
         ("00" + "1", None),
+        ("0e9999", 0),
+        ("0.000e-9999", 0),
+        ("1e-900", Fraction(1, 10**900)),
         ("1_000", 1000),
         ("1,000", 1000),
         ("12,345,678.5", Fraction(24691357, 2)),
@@ -120,10 +130,16 @@ def test_numbers_are_exact(text: str, value: Fraction | int | None) -> None:
         ("(1,234)", "1234"),
         ("max(1, 2) + 1,234", "(max(1, 2)+1234)"),
         ("max(2*(1,234), min(1,234))", "max((2*1234), min(1, 234))"),
+        ("gcd(12,180,24)", "gcd(12, 180, 24)"),
+        ("max(12, (1,800))", "max(12, 1800)"),
+        ("max(1,200)+max(1, 2)", "(max(1, 200)+max(1, 2))"),
     ],
 )
 def test_inside_a_call_a_comma_separates(text: str, tree: str) -> None:
     assert show(parse(text)) == tree
+
+
+MISSING = "An operator is missing before {!r} at position {}. Write * to multiply, and leave words out."
 
 
 @pytest.mark.parametrize(
@@ -140,7 +156,11 @@ def test_inside_a_call_a_comma_separates(text: str, tree: str) -> None:
         ("()", "Unexpected ')' at position 2."),
         ("1 2", "An operator is missing before '2' at position 3."),
         ("2(3)", "An operator is missing before '(' at position 2."),
-        ("15% of 200", "An operator is missing before '200' at position 8."),
+        ("3 of 4", MISSING.format("of", 3)),
+        (
+            "20% 50",
+            "'%' at position 3 could mean two things: write 'a % b' for the remainder, or 'a% of b' for a percentage.",
+        ),
         ("2pi", "'2pi' is not a number; write * to multiply."),
         ("1.2.3", "'1.2.3' is not a number; write * to multiply."),
         ("0x", "'0x' is not a number; write * to multiply."),
@@ -153,10 +173,15 @@ def test_inside_a_call_a_comma_separates(text: str, tree: str) -> None:
         ("1e99999", "The number '1e99999' is out of range."),
         ("1e-" + "9" * 500, "The number '1e-99999999999999...' is out of range."),
         ("1e3011", "The result is too large: more than 3,010 digits."),
-        ("1 " + "x" * 900, "An operator is missing before 'xxxxxxxxxxxxxxxxx...' at position 3."),
-        ("3+4=", "'=' is not an operator; write == to compare."),
+        ("1e-3011", "The result is too close to 0: less than 10^-3,010."),
+        ("1 " + "y" * 900, MISSING.format("yyyyyyyyyyyyyyyyy...", 3)),
+        ("x = 4", "'=' is not an operator; write == to compare."),
+        ("3+4=7", "'=' is not an operator; write == to compare."),
+        ("= 7", "'=' is not an operator; write == to compare."),
         ("3!!", "'!!' could mean two things; write (n!)! for the factorial of a factorial."),
-        ("$5", "Unexpected character '$' at position 1."),
+        ("max(1,200, 900)", "'1,200' could be one number or several: inside a call write 1200 or 1, 200."),
+        ("max(900, 1,200)", "'1,200' could be one number or several: inside a call write 1200 or 1, 200."),
+        ("max(900 ,1,200)", "'1,200' could be one number or several: inside a call write 1200 or 1, 200."),
         ("'a'", 'Unexpected character "\'" at position 1.'),
         ("a.b", "Unexpected character '.' at position 2."),
         ("a[0]", "Unexpected character '[' at position 2."),
