@@ -126,7 +126,7 @@ class Interpreter:
         """
         group = os.getpgrp()
         random_state = _random_state()
-        middle = os.fork()
+        middle = _fork()
         if middle:
             os.close(fd)
             with suppress(ChildProcessError):  # the cell ignores SIGCHLD
@@ -134,7 +134,7 @@ class Interpreter:
             return False
         try:
             os.setsid()  # before the cell begins: killing its process group must never kill its checkpoint
-            if os.fork():
+            if _fork():
                 os._exit(0)
         except OSError:
             os._exit(1)
@@ -162,6 +162,17 @@ class Interpreter:
         except OSError as failure:
             error = str(failure)
         self._channel.send({"op": "moved", "error": error})
+
+
+def _fork() -> int:
+    """`os.fork`, where zombies of earlier cells may have used up the number of processes."""
+    try:
+        return os.fork()
+    except BlockingIOError:
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        return os.fork()
 
 
 def set_dumpable(dumpable: bool) -> None:

@@ -83,6 +83,8 @@ def proportional_bytes(pids: Iterable[int]) -> int:
 def kill_descendants(pid: int, *, spare: Iterable[int] = (), prune: Iterable[int] = (), limit_s: float = 5.0) -> bool:
     """Kills everything below `pid` until only zombies are left; False if `limit_s` seconds were not enough.
 
+    Where `pid` is the first process of a namespace, what is spared is left stopped.
+
     Args:
         pid: This process or one below it.
         spare: Processes that live on, but whose own children are killed.
@@ -93,6 +95,8 @@ def kill_descendants(pid: int, *, spare: Iterable[int] = (), prune: Iterable[int
     deadline = time.monotonic() + limit_s
     num_empty = 0
     while True:
+        if pid == 1:
+            _stop_everything()
         alive = [p for p in descendants(pid, prune) if p not in spared and _is_alive(p)]
         num_empty = 0 if alive else num_empty + 1
         if num_empty == 2:  # one look may have missed a process, see `descendants`
@@ -103,6 +107,12 @@ def kill_descendants(pid: int, *, spare: Iterable[int] = (), prune: Iterable[int
             return False
         if alive:
             time.sleep(0.0005)
+
+
+def _stop_everything() -> None:
+    """Stops all processes of the namespace that this one is the first of, at one stroke: none can fork on."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(-1, signal.SIGSTOP)
 
 
 def send_signal(pid: int, number: signal.Signals) -> None:

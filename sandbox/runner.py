@@ -24,8 +24,9 @@ from agentrl.sandbox.interpreter import Interpreter, set_dumpable
 from agentrl.sandbox.process_tree import become_subreaper, kill_descendants, kill_group
 from agentrl.sandbox.process_tree import send_signal as signal_process
 from agentrl.sandbox.session_files import list_files, read_file, write_file
-from agentrl.sandbox.session_folder import SessionFolders, remove_folder
+from agentrl.sandbox.session_folder import SessionFolders, empty_folder, remove_folder
 
+_SHARED_MEMORY = "/dev/shm"
 _CONNECTION_ERRORS = (EOFError, FrameError, OSError)
 
 
@@ -183,6 +184,9 @@ class Runner:
 
     def _copy(self, session: _Session, order: dict[str, Any], fds: list[int]) -> Copy | None:
         """Gives the interpreter an order that makes it copy itself first; None if there is no copy."""
+        # As the first process this one stops all interpreters between cells, so that no thread of theirs runs on; and
+        # elsewhere a cell may have stopped its checkpoint.
+        signal_process(session.interpreter.pid, signal.SIGCONT)
         ours, theirs = pair()
         try:
             try:
@@ -215,8 +219,6 @@ class Runner:
         self._stop(drop)
         session.interpreter = keep
         self._kill_all_but(self._sleeping())
-        for pid in self._sleeping():
-            signal_process(pid, signal.SIGCONT)  # the cell may have stopped it
         if end.reason == "files":
             self._folders.empty(session.name)
         if keep is checkpoint:
@@ -257,6 +259,7 @@ class Runner:
             self._kill_all_but(self._sleeping())
             return {"error": f"the copy failed: {error}"}
         self._sessions[twin] = _Session(twin, copy)
+        self._kill_all_but(self._sleeping())
         return {"error": None}
 
     def _refusal(self, session: _Session) -> str:
@@ -288,6 +291,8 @@ class Runner:
         self._stop(session.interpreter)
         self._kill_all_but(self._sleeping())
         self._folders.remove(session.name)
+        if os.getpid() == 1 and not os.path.islink(_SHARED_MEMORY):
+            empty_folder(_SHARED_MEMORY)
         return {"error": None}
 
 

@@ -69,11 +69,7 @@ class SessionFolders:
     def empty(self, session: str) -> None:
         """Removes all that is in the session's folders."""
         for part in PARTS:
-            folder = os.path.join(self.place(session), part)
-            with suppress(OSError):
-                os.chmod(folder, 0o700)
-                for name in os.listdir(folder):
-                    remove_folder(os.path.join(folder, name), trash=os.path.join(self.root, _TRASH))
+            empty_folder(os.path.join(self.place(session), part), trash=os.path.join(self.root, _TRASH))
 
     def remove(self, session: str) -> None:
         """Removes the folders of a session and all that is in them."""
@@ -135,6 +131,14 @@ def _copy_file(source: str, target: str) -> None:
             os.close(write_fd)
     finally:
         os.close(read_fd)
+
+
+def empty_folder(path: str, trash: str | None = None) -> None:
+    """Removes all that is in a folder, see `remove_folder`."""
+    with suppress(OSError):
+        os.chmod(path, 0o700)
+        for name in os.listdir(path):
+            remove_folder(os.path.join(path, name), trash)
 
 
 def remove_folder(path: str, trash: str | None = None) -> None:

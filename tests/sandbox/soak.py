@@ -56,8 +56,7 @@ def soak(sandbox: RunnerSandbox, *, num_executions: int, num_sessions: int, seed
         seed: Of the choice of attacks.
     """
     report = Report()
-    with sandbox.open(limits=LIMITS) as warm:  # what is made once per process is there before it is counted
-        warm.run("1")
+    _warm_up(sandbox, num_sessions)
     report.before = footprint()
     lock = threading.Lock()
     left = iter(range(num_executions))
@@ -89,6 +88,23 @@ def soak(sandbox: RunnerSandbox, *, num_executions: int, num_sessions: int, seed
     report.seconds = time.monotonic() - begun
     report.after = _settled(report.before)
     return report
+
+
+def _warm_up(sandbox: RunnerSandbox, num_sessions: int) -> None:
+    """Opens so many sessions at a time, so that what stays for good (connections to an engine) is there already."""
+    sessions: list[Session] = []
+    threads = [
+        threading.Thread(target=lambda: sessions.append(sandbox.open(limits=LIMITS))) for _ in range(num_sessions)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    closing = [threading.Thread(target=session.close) for session in sessions]
+    for thread in closing:
+        thread.start()
+    for thread in closing:
+        thread.join()
 
 
 def _run_session(
