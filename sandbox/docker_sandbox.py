@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 from agentrl.errors import ConfigError, InfrastructureError
+from agentrl.sandbox.cgroups import total_limits
 from agentrl.sandbox.core import Limits, SandboxUnavailableError, SecurityLevel
 from agentrl.sandbox.docker_engine import Engine, owner_labels
 from agentrl.sandbox.docker_link import DockerLink, attach
@@ -26,10 +27,6 @@ ROOT = "/box"
 USER_ID = 65534
 """Nobody's: owns no file of an image."""
 _GVISOR = "runsc"
-_MEBIBYTE = 1 << 20
-_RUNNER_MEMORY_MB = 48
-_RUNNER_TASKS, _TASKS_PER_SESSION = 8, 2
-"""A session that runs a cell has a sleeping copy; the rest is for what is being started or killed."""
 _ULIMITS = {"nofile": 4096, "core": 0, "msgqueue": 0}
 """The runner holds two files for each session and limits those of cells; queues could be made in /dev/mqueue."""
 
@@ -164,6 +161,5 @@ def _cgroup(limits: Limits) -> dict[str, Any]:
 
 def _resources(limits: Limits, num_sessions: int) -> dict[str, int]:
     """What a container may use, as an engine's update request has it. Files count as memory; swap is none."""
-    memory = (_RUNNER_MEMORY_MB + num_sessions * limits.memory_mb + limits.disk_mb) * _MEBIBYTE
-    tasks = _RUNNER_TASKS + num_sessions * _TASKS_PER_SESSION + limits.pids
+    memory, tasks = total_limits(limits, num_sessions)
     return {"Memory": memory, "MemorySwap": memory, "PidsLimit": tasks}

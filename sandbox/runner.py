@@ -151,6 +151,7 @@ class Runner:
         """Runs one cell; the answer has the fields of `ExecResult`, and head and tail of the output."""
         session = self._sessions[request["session"]]
         self._folders.activate(session.name)
+        self._children.reap()  # zombies count as processes
         self._children.forget()
         read_fd, write_fd = os.pipe()
         os.set_blocking(read_fd, False)
