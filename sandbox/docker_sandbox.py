@@ -129,7 +129,7 @@ _PROCESS: dict[str, Any] = {
 }
 _WALLS: dict[str, Any] = {
     "network_mode": "none",
-    "ipc_mode": "none",
+    "ipc_mode": "private",  # "none" would leave out /dev/shm, which locks of multiprocessing need
     "cap_drop": ["ALL"],
     "security_opt": ["no-new-privileges", f"seccomp={docker_profile()}"],
 }
@@ -143,6 +143,7 @@ def _storage(limits: Limits) -> dict[str, Any]:
     return {
         "read_only": True,
         "tmpfs": {ROOT: f"rw,exec,nosuid,nodev,mode=1777,{size}"},
+        "shm_size": _SHARED_MEMORY_BYTES,
         "log_config": LogConfig(type="none"),
     }
 
