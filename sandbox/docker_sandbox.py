@@ -24,6 +24,7 @@ from agentrl.sandbox.session import RunnerSandbox
 
 IMAGE = "agentrl-sandbox"
 ROOT = "/box"
+_SHARED_MEMORY_BYTES = 1 << 20
 USER_ID = 65534
 """Nobody's: owns no file of an image."""
 _GVISOR = "runsc"
