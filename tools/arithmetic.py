@@ -213,6 +213,9 @@ def _integer_root(value: int, degree: int) -> int | None:
     """Newton's method on integers, from above; every step doubles the right digits of a start that has twelve."""
     if value < 2:
         return value if value >= 0 else None
+    if degree == 2:  # by far the most frequent one
+        root = math.isqrt(value)
+        return root if root * root == value else None
     if degree >= value.bit_length():
         return None  # 2 ** degree is already larger
     whole, part = divmod(math.log2(value) / degree, 1)

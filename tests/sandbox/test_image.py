@@ -14,7 +14,7 @@ from agentrl.cli.main import app
 from agentrl.errors import ConfigError, InfrastructureError
 from agentrl.sandbox.docker_engine import Engine
 from agentrl.sandbox.docker_sandbox import DockerSandbox
-from agentrl.sandbox.host_image import write_root
+from agentrl.sandbox.host_image import _Root, write_root
 from agentrl.sandbox.image import build_image
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="takes Linux programs into an image")
@@ -41,6 +41,18 @@ def test_everything_is_root_s_and_readable_and_nothing_is_setuid(members: dict[s
     assert [name for name, entry in members.items() if entry.mode == 0o1777] == ["box"]
 
 
+@pytest.mark.parametrize(("mode", "expected"), [(0o6711, 0o755), (0o1600, 0o644), (0o777, 0o755)])
+def test_special_bits_and_privacy_end_at_the_archive(tmp_path: Path, mode: int, expected: int) -> None:
+    program = tmp_path / "program"
+    program.write_bytes(b"x")
+    program.chmod(mode)
+    with tarfile.open(tmp_path / "root.tar", "w") as tar:
+        _Root(tar).add_file(program, Path("/usr/bin/program"))
+        assert [(entry.name, entry.mode) for entry in tar.getmembers() if entry.isfile()] == [
+            ("usr/bin/program", expected)
+        ]
+
+
 @linux_only
 def test_every_file_lies_in_a_folder_of_the_archive_that_comes_before_it(members: dict[str, tarfile.TarInfo]) -> None:
     seen = {"."}
@@ -57,6 +69,7 @@ def test_python_and_the_chosen_packages_are_there_and_nobody_else_s(members: dic
         assert members[f"{library}/{name}"].isfile()
     tops = {Path(name).parts[5] for name in members if name.startswith(f"{library}/site-packages/")}
     assert {top.split("-")[0].split(".")[0] for top in tops} == {"numpy"}
+    assert not [name for name in members if "blas" in name and "site-packages" not in name], "a package's own library"
     parts = {part for name in members if "/numpy/" not in name for part in Path(name).parts}
     assert not parts & {"pip", "ensurepip", "setuptools", "agentrl", "gcc", "cc", "idlelib", "test_grammar.py"}
     assert members["work"].linkname == "box/work"

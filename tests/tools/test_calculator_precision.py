@@ -102,6 +102,19 @@ def test_constants() -> None:
         assert abs(exact(real.PI) - mp.pi) < mp.mpf("1e-97")  # what angles are reduced with
 
 
+@pytest.mark.parametrize(
+    ("name", "argument"),
+    [
+        *(("ln", 1 + Fraction(sign * 9, 10**k)) for sign in (-1, 1) for k in (12, 17, 18, 20, 24)),
+        *((name, Fraction(9, 10**k)) for name in ("sinh", "asinh", "atanh", "tanh") for k in (4, 9, 10, 12)),
+        *(("tanh", Fraction(x)) for x in (-19, 25, 40, 59, 61)),
+    ],
+)
+def test_where_one_formula_ends_and_the_next_begins(name: str, argument: Fraction) -> None:
+    with mp.workdps(DIGITS):
+        check(FUNCTIONS[name].compute(argument), getattr(mp, name)(exact(argument)))
+
+
 def test_angles_close_to_multiples_of_pi() -> None:
     """There the sine is as small as it gets, and its digits are those that reduction of the angle leaves."""
     with mp.workdps(DIGITS):

@@ -118,6 +118,19 @@ def test_longer_numbers_cost_more(symbol: str, less: list[Number], more: list[Nu
     assert 0 < 2 * work.of_operator(symbol, *less) < work.of_operator(symbol, *more) < MAX_WORK / 10
 
 
+@pytest.mark.parametrize(
+    ("cheap", "dear"),
+    [
+        (("^", 2, 2000), ("^", 2, -2000)),  # a fraction has to be kept in lowest terms
+        (("/", ROOT_2, 2), ("//", ROOT_2, 2)),
+        (("*", LONG, 2), ("/", LONG, 2)),
+        (("+", 1, 2), ("+", 1, ROOT_2)),
+    ],
+)
+def test_dear_operations(cheap: tuple[str, Number, Number], dear: tuple[str, Number, Number]) -> None:
+    assert 1.5 * work.of_operator(*cheap) < work.of_operator(*dear)
+
+
 @pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_more_and_longer_arguments_cost_more(name: str) -> None:
     function = FUNCTIONS[name]

@@ -24,6 +24,8 @@ from agentrl.tools.real import Real
         ("abs(-1/2)", Fraction(1, 2)),
         ("floor(-7/2)", -4),
         ("ceil(-7/2)", -3),
+        ("ceil(4)", 4),
+        ("floor(-4)", -4),
         ("floor(exp(ln(5)))", 5),
         ("floor(-pi)", -4),
         ("ceil(-pi)", -3),
@@ -106,6 +108,7 @@ def test_exact_values(text: str, value: Exact) -> None:
         ("acos(-1)", math.pi),
         ("acos(0)", math.pi / 2),
         ("asinh(-3)", math.asinh(-3)),
+        ("tanh(25)", 1.0),  # 1 - 4e-22
     ],
 )
 def test_rounded_values(text: str, value: float) -> None:
@@ -179,6 +182,7 @@ def test_the_largest_factorial_that_fits() -> None:
         ("exp(-10^9)", "The result is too close to 0: less than 10^-3,010."),
         ("cos(10^300)", "The angle is too large to be known exactly enough."),
         ("cos(10^60 * pi)", "The angle is too large to be known exactly enough."),
+        ("round(1, -101)", "The number of digits of round is too large: at most 100."),
         ("round(1, 234)", "The number of digits of round is too large: at most 100."),
         ("log(2, sqrt(2)^0)", "The base of a logarithm must be greater than 0 and not 1."),
         ("factorial(pi)", "factorial needs whole numbers."),
