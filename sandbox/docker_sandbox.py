@@ -140,10 +140,11 @@ def _storage(limits: Limits) -> dict[str, Any]:
     """Nothing is writable but one file system in memory, and nothing that is printed is stored."""
     from docker.types import LogConfig
 
+    # The owner is named, as the mode is taken from the folder in the image, which other images may not have.
     size = f"size={limits.disk_mb}m,nr_inodes={limits.inodes}"
     return {
         "read_only": True,
-        "tmpfs": {ROOT: f"rw,exec,nosuid,nodev,mode=1777,{size}"},
+        "tmpfs": {ROOT: f"rw,exec,nosuid,nodev,mode=0700,uid={USER_ID},gid={USER_ID},{size}"},
         "shm_size": _SHARED_MEMORY_BYTES,
         "log_config": LogConfig(type="none"),
     }

@@ -64,6 +64,7 @@ facts = {
     "tasks": cgroup("/sys/fs/cgroup/pids/pids.max", "/sys/fs/cgroup/pids.max"),
     "space": os.statvfs("/box").f_blocks * os.statvfs("/box").f_frsize,
     "inodes": os.statvfs("/box").f_files,
+    "shared memory": os.statvfs("/dev/shm").f_blocks * os.statvfs("/dev/shm").f_frsize,
     "limits": {line[:26].strip(): line[26:].split()[:2] for line in read("/proc/1/limits").splitlines()[1:]},
     "environment": dict(os.environ),
     "runner's environment": refusal(read, "/proc/1/environ"),
@@ -108,9 +109,11 @@ def test_programs_are_nobody_without_any_capability(facts: dict[str, Any]) -> No
     assert facts["setuid"] == []
 
 
-def test_nothing_can_be_written_outside_of_the_box(facts: dict[str, Any]) -> None:
+def test_nothing_can_be_written_but_the_box_and_a_little_shared_memory(facts: dict[str, Any]) -> None:
     assert facts["mounts"]["/"][1].split(",")[0] == "ro"
-    assert facts["writable folders"] == []
+    assert facts["writable folders"] == ["/dev/shm"]
+    assert facts["shared memory"] == 1 << 20
+    assert {"nosuid", "nodev", "noexec"} <= set(facts["mounts"]["/dev/shm"][1].split(","))
     streams = {"/dev/stdin", "/dev/stdout", "/dev/stderr"}  # the cell's own
     terminals = {"/dev/ptmx", "/dev/pts/ptmx"}  # a new one cannot be unlocked: that is a control call
     harmless = {f"/dev/{name}" for name in ("null", "zero", "full", "random", "urandom", "tty")}
@@ -143,8 +146,8 @@ os.remove("large1"); os.remove("large2")
 
 
 def test_the_engine_limits_memory_tasks_and_files(facts: dict[str, Any]) -> None:
-    assert facts["memory"] == (48 + 512 + 64) << 20  # runner, session, files
-    assert facts["tasks"] == 8 + 2 + 64  # runner, session, cell
+    assert facts["memory"] == (64 + 64 + 2 * 512) << 20  # runner, files, session and checkpoint
+    assert facts["tasks"] == 16 + 2 * 64  # runner, session and checkpoint
     assert facts["limits"]["Max open files"] == ["4096", "4096"]
     assert facts["limits"]["Max core file size"] == ["0", "0"]
 
@@ -189,6 +192,8 @@ def test_numbers_can_be_crunched(session: RunnerSession) -> None:
         "with f.ThreadPoolExecutor(4) as pool: print(sum(pool.map(lambda n: float(numpy.ones(n).sum()), range(10))))"
     )
     assert session.run(code).output == "45.0\n"  # 0 + 1 + ... + 9
+    code = "import multiprocessing\nwith multiprocessing.Pool(2) as pool: print(pool.map(abs, [-1, 2]))"
+    assert session.run(code).output == "[1, 2]\n"
 
 
 def test_what_is_printed_is_not_stored_by_the_engine(docker_sandbox: DockerSandbox) -> None:

@@ -136,15 +136,16 @@ def test_limits_grow_with_sessions(docker_sandbox: DockerSandbox) -> None:
         link.send(b"?", 60)
         return [int(number) for number in receive_exactly(link, 100).split()]
 
-    # Memory: 48 MiB for the runner, 8 of files, 32 for each session. Tasks: 8 for the runner, 5 of a cell, 2 for each.
-    assert limits() == [88 * MEBIBYTE, 88 * MEBIBYTE, 15]
+    # Memory: 64 MiB for the runner, 8 of files, 32 for each session and the checkpoint: 64 + 8 + 2 * 32 = 136.
+    # Tasks: 16 for the runner, 5 for each session and the checkpoint: 16 + 2 * 5 = 26.
+    assert limits() == [136 * MEBIBYTE, 136 * MEBIBYTE, 26]
     link.resize(1)
-    assert limits() == [88 * MEBIBYTE, 88 * MEBIBYTE, 15]
-    link.resize(3)  # room is made for four
-    assert limits() == [184 * MEBIBYTE, 184 * MEBIBYTE, 21]
+    assert limits() == [136 * MEBIBYTE, 136 * MEBIBYTE, 26]
+    link.resize(3)  # room is made for four: 64 + 8 + 5 * 32 = 232, 16 + 5 * 5 = 41
+    assert limits() == [232 * MEBIBYTE, 232 * MEBIBYTE, 41]
     link.resize(4)
     link.resize(2)
-    assert limits() == [184 * MEBIBYTE, 184 * MEBIBYTE, 21]
+    assert limits() == [232 * MEBIBYTE, 232 * MEBIBYTE, 41]
     link.close()
     with pytest.raises(OSError, match="status 404"):
         link.resize(5)

@@ -74,6 +74,22 @@ def test_an_image_with_volumes_is_refused(docker_sandbox: DockerSandbox) -> None
         client.images.remove("agentrl-sandbox:with-volume")
 
 
+def test_an_image_without_the_box_will_do(docker_sandbox: DockerSandbox) -> None:
+    client = Engine().client()
+    command = ["python3", "-c", "import os; os.rmdir('/box')"]
+    container = client.containers.create(docker_sandbox._image, command, network_mode="none", user="0:0")
+    container.start()
+    assert container.wait()["StatusCode"] == 0
+    container.commit("agentrl-sandbox", "without-box")
+    container.remove()
+    try:
+        session = DockerSandbox("agentrl-sandbox:without-box").open(limits=GENEROUS)
+        assert session.run("open('a', 'w').write('b')").output == "1\n"
+        session.close()
+    finally:
+        client.images.remove("agentrl-sandbox:without-box")
+
+
 def test_a_start_that_fails_leaves_nothing(docker_sandbox: DockerSandbox) -> None:
     client = docker_sandbox._engine.client()
     empty = io.BytesIO()
