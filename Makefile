@@ -9,7 +9,7 @@ train: $(VENV)/.installed
 	$(BIN)/agentrl train examples/quickstart.yaml
 
 test: $(VENV)/.installed-dev lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
