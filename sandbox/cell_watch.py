@@ -119,7 +119,9 @@ class CellWatch:
                     poll.unregister(fd)
                 if fd == channel.fileno():
                     try:
-                        message = _receive(channel)
+                        message = channel.receive_now()
+                        if message is None:
+                            continue
                         if done is None:
                             done = _checked_done(message, number)
                             channel.send({"op": "settle", "nonce": nonce}, timeout_s=ANSWER_S)
@@ -195,21 +197,20 @@ def nothing_printed() -> dict[str, Any]:
     return {"head": "", "tail": "", "num_bytes": 0, "exit_code": None, "signal": None, "cpu_s": 0.0, "wall_s": 0.0}
 
 
-def _receive(channel: Channel) -> dict[str, Any]:
-    return channel.receive(ANSWER_S)[0]
-
-
 def _checked_done(message: dict[str, Any], number: int) -> dict[str, Any]:
-    """The message that cell `number` is done. A cell can send one too, so it is believed only if the interpreter then
-    answers a question; until it does, the cell runs on and its limits count.
+    """The message that cell `number` is done.
+
+    A cell can send one too, so it is believed only if the interpreter then answers a question; until it does, the cell
+    runs on and its limits count.
 
     Raises:
         FrameError: It is anything else.
     """
     if message.get("op") != "done" or message.get("number") != number:
         raise FrameError("this is not the end of the present cell")
-    if not isinstance(message.get("succeeded"), bool) or not isinstance(message.get("cpu_s"), float):
+    cpu_s, exit_code = message.get("cpu_s"), message.get("exit_code")
+    if not isinstance(message.get("succeeded"), bool) or type(cpu_s) is not float or not 0 <= cpu_s < 1e9:
         raise FrameError("the end of a cell lacks what it should say")
-    if not isinstance(message.get("exit_code"), int | None):
-        raise FrameError("an exit code must be a number")
+    if exit_code is not None and not (type(exit_code) is int and 0 <= exit_code <= 255):
+        raise FrameError("an exit code must be a byte")
     return message

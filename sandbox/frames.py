@@ -59,11 +59,14 @@ class Channel:
     Args:
         sock: The connected socket; the channel owns it.
         max_bytes: A larger incoming frame is refused before memory is taken for it.
+        takes_fds: Whether descriptors are taken from the other side; otherwise the kernel closes those that come.
     """
 
-    def __init__(self, sock: socket.socket, max_bytes: int = MAX_FRAME_BYTES) -> None:
+    def __init__(self, sock: socket.socket, max_bytes: int = MAX_FRAME_BYTES, *, takes_fds: bool = True) -> None:
         self._sock = sock
         self.max_bytes = max_bytes
+        self.takes_fds = takes_fds
+        self._arrived = bytearray()
 
     @classmethod
     def adopt(cls, fd: int, max_bytes: int = MAX_FRAME_BYTES) -> "Channel":
@@ -102,6 +105,8 @@ class Channel:
 
         def read(num_bytes: int) -> bytes:
             self._sock.settimeout(None if deadline is None else max(1e-3, deadline - monotonic()))
+            if not self.takes_fds:
+                return self._sock.recv(num_bytes)
             data, received, _, _ = socket.recv_fds(self._sock, num_bytes, MAX_FDS)
             for fd in received:
                 os.set_inheritable(fd, False)
@@ -114,6 +119,32 @@ class Channel:
             for fd in fds:
                 os.close(fd)
             raise
+
+    def receive_now(self) -> dict[str, Any] | None:
+        """A message, if all of it has arrived; waits for nothing, so that half a message holds up nobody.
+
+        Raises:
+            EOFError: The other side hung up.
+            FrameError: What came is no message.
+            OSError: The connection broke.
+        """
+        try:
+            data = self._sock.recv(_READ_BYTES, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return None
+        if not data:
+            raise EOFError("the other side hung up")
+        self._arrived += data
+        if len(self._arrived) < HEADER.size:
+            return None
+        (num_bytes,) = HEADER.unpack_from(self._arrived)
+        if num_bytes > self.max_bytes:
+            raise FrameError(f"a frame of {num_bytes} bytes; at most {self.max_bytes} are accepted")
+        if len(self._arrived) < HEADER.size + num_bytes:
+            return None
+        body = bytes(self._arrived[HEADER.size : HEADER.size + num_bytes])
+        del self._arrived[: HEADER.size + num_bytes]
+        return _parse(body)
 
     def close(self) -> None:
         """Closes this end."""
@@ -152,5 +183,5 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 # Taken before a cell can put anything in their place: interpreters share the module with their cells.
-_to_text = json.JSONEncoder().encode
+_to_text = json.JSONEncoder(allow_nan=False).encode
 _from_text = json.JSONDecoder(parse_constant=_refuse_constant).decode

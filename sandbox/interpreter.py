@@ -18,6 +18,7 @@ from contextlib import suppress
 from typing import Any, NoReturn
 
 from agentrl.sandbox.cells import Namespace, StandardStreams
+from agentrl.sandbox.cloning import clone_sibling
 from agentrl.sandbox.frames import Channel, FrameError
 from agentrl.sandbox.open_files import find_obstacle, split_files
 from agentrl.sandbox.process_tree import kill_group
@@ -46,7 +47,6 @@ class Interpreter:
     def prepare(self) -> None:
         """Makes this process, just forked off the runner, the one that runs the session's cells."""
         os.setsid()
-        set_dumpable(True)  # unlike the runner's, its memory and descriptors are the cells' own
         _enter_folder(self._config["root"])
         sys.path.insert(0, "")  # a cell can import a file that it wrote
         sys.argv = [""]
@@ -108,37 +108,27 @@ class Interpreter:
         pid = os.getpid()
         cpu_before = _cpu_s()
         _limit_cpu(message["cpu_s"])
+        set_dumpable(True)  # its memory is the cell's own; while it sleeps, no fork of the session may look into it
         _set_oom_score(_AWAKE_OOM_SCORE)
         streams = StandardStreams(output_fd)
         outcome = self._namespace.run(message["code"], message["number"], streams)
         _cancel_timers()
         streams.detach()
         _set_oom_score(_ASLEEP_OOM_SCORE)
+        set_dumpable(False)
         if os.getpid() != pid:
             os._exit(0)  # a child that the cell forked and that ran to the end of the cell
         done = {"op": "done", "number": message["number"], "succeeded": outcome.succeeded}
         self._channel.send({**done, "exit_code": outcome.exit_code, "cpu_s": _cpu_s() - cpu_before})
 
     def _clone(self, fd: int) -> bool:
-        """Copies this process; True in the copy, which listens on `fd` and is nobody's child but the runner's.
-
-        The double fork lets the copy be adopted by the runner, so that `os.wait()` in a cell never meets it.
-        """
+        """Copies this process; True in the copy, which listens on `fd` and is nobody's child but the runner's."""
         group = os.getpgrp()
         random_state = _random_state()
-        middle = _fork()
-        if middle:
+        if clone_sibling():
             os.close(fd)
-            with suppress(ChildProcessError):  # the cell ignores SIGCHLD
-                os.waitpid(middle, 0)
             return False
-        try:
-            os.setsid()  # before the cell begins: killing its process group must never kill its checkpoint
-            if _fork():
-                os._exit(0)
-        except OSError:
-            os._exit(1)
-        os.setpgid(0, 0)
+        os.setsid()  # before the cell begins: killing its process group must never kill its checkpoint
         self._channel.close()
         self._channel = Channel.adopt(fd, max_bytes=sys.maxsize)
         self._group_to_kill = group
@@ -162,17 +152,6 @@ class Interpreter:
         except OSError as failure:
             error = str(failure)
         self._channel.send({"op": "moved", "error": error})
-
-
-def _fork() -> int:
-    """`os.fork`, where zombies of earlier cells may have used up the number of processes."""
-    try:
-        return os.fork()
-    except BlockingIOError:
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        return os.fork()
 
 
 def set_dumpable(dumpable: bool) -> None:

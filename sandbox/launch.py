@@ -17,6 +17,7 @@ MODULES = (
     "session_folder",
     "open_files",
     "cells",
+    "cloning",
     "interpreter",
     "cell_watch",
     "runner",

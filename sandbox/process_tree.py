@@ -35,6 +35,7 @@ class _Stat:
     """The fields of /proc/PID/stat that are needed here (see proc(5))."""
 
     state: str
+    parent: int
     cpu_s: float
     num_threads: int
     resident_bytes: int
@@ -99,14 +100,14 @@ def kill_descendants(pid: int, *, spare: Iterable[int] = (), prune: Iterable[int
             _stop_everything()
         alive = [p for p in descendants(pid, prune) if p not in spared and _is_alive(p)]
         num_empty = 0 if alive else num_empty + 1
-        if num_empty == 2:  # one look may have missed a process, see `descendants`
+        if num_empty == (1 if pid == 1 else 2):  # one look may have missed a process, see `descendants`
             return True
         for victim in alive:
             send_signal(victim, signal.SIGKILL)
         if time.monotonic() > deadline:
             return False
         if alive:
-            time.sleep(0.0005)
+            time.sleep(0.0001)
 
 
 def _stop_everything() -> None:
@@ -117,14 +118,31 @@ def _stop_everything() -> None:
 
 def send_signal(pid: int, number: signal.Signals) -> None:
     """Signals a process that may be gone already."""
-    with suppress(ProcessLookupError, PermissionError):
+    with suppress(ProcessLookupError, PermissionError, OverflowError):
         os.kill(pid, number)
 
 
 def kill_group(pgid: int) -> None:
     """Kills a process group at one stroke, so that no member can fork its way out of it."""
-    with suppress(ProcessLookupError, PermissionError):
+    with suppress(ProcessLookupError, PermissionError, OverflowError):
         os.killpg(pgid, signal.SIGKILL)
+
+
+def becomes_child(pid: int, limit_s: float = 0.1) -> bool:
+    """Whether a process is a child of this one, or is left to it by its parent's end within a time.
+
+    True where there is no /proc to tell.
+    """
+    if not os.path.exists("/proc/self/stat"):
+        return True
+    deadline = time.monotonic() + limit_s
+    while (stat := _read_stat(pid)) is not None:
+        if stat.parent == os.getpid():
+            return True
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.0005)
+    return False
 
 
 def reap() -> dict[int, tuple[int, float]]:
@@ -192,4 +210,4 @@ def _read_stat(pid: int) -> _Stat | None:
         return None
     fields = text[text.rindex(")") + 2 :].split()  # the name in parentheses may itself hold spaces and parentheses
     ticks = sum(map(int, fields[11:15]))  # utime, stime, cutime, cstime
-    return _Stat(fields[0], ticks / _TICKS_PER_S, int(fields[17]), int(fields[21]) * _PAGE_BYTES)
+    return _Stat(fields[0], int(fields[1]), ticks / _TICKS_PER_S, int(fields[17]), int(fields[21]) * _PAGE_BYTES)

@@ -54,6 +54,16 @@ def died_result(reason: str, limits: Limits, wall_s: float, *, keeps_state: bool
     return to_result({**answer, "status": status, "reason": reason, "state": "reset"}, limits, keeps_state=keeps_state)
 
 
+def too_long_result(code: str, limits: Limits, *, keeps_state: bool = True) -> ExecResult | None:
+    """The result of a cell with more code than a session accepts, which is not run; None for every other cell."""
+    num_bytes = len(code.encode("utf-8", "surrogatepass"))
+    if num_bytes <= limits.code_bytes:
+        return None
+    text = f"The code has {num_bytes:,} bytes; at most {limits.code_bytes:,} are accepted.\n"
+    state: StateAfter = "kept" if keeps_state else "reset"
+    return ExecResult(status="error", output=text, output_bytes=len(text), state=state, cpu_s=0.0, wall_s=0.0)
+
+
 def _check(answer: Mapping[str, Any]) -> None:
     wrong = [name for name, types in _TYPES.items() if not isinstance(answer.get(name), types)]
     if answer.get("status") not in get_args(ExecStatus) or answer.get("state") not in get_args(StateAfter):
@@ -80,8 +90,11 @@ def _cause(answer: Mapping[str, Any], limits: Limits) -> str:
         "files": f"limit of {limits.inodes:,} files, all of which were removed",
         "pids": f"limit of {limits.pids} processes and threads",
         "protocol": "the cell wrote to a file descriptor of the interpreter",
+        "sandbox": "what the cell left could not be ended, so that the sandbox was",
         "ended": "the interpreter had ended since the last cell",
         "cancelled": "the call was cancelled",
+        "output": "the output was too large",
+        "request": "the code and the files of the session are larger than the sandbox service accepts",
     }
     if answer["reason"] in reasons:
         return reasons[answer["reason"]]

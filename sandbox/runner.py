@@ -21,12 +21,13 @@ from typing import Any, NoReturn
 from agentrl.sandbox.cell_watch import ANSWER_S, CellEnd, CellWatch, Children, Copy, nothing_printed
 from agentrl.sandbox.frames import FrameError, encode, pair, read_message
 from agentrl.sandbox.interpreter import Interpreter, set_dumpable
-from agentrl.sandbox.process_tree import become_subreaper, kill_descendants, kill_group
+from agentrl.sandbox.process_tree import become_subreaper, becomes_child, kill_descendants, kill_group
 from agentrl.sandbox.process_tree import send_signal as signal_process
 from agentrl.sandbox.session_files import list_files, read_file, write_file
 from agentrl.sandbox.session_folder import SessionFolders, empty_folder, remove_folder
 
 _SHARED_MEMORY = "/dev/shm"
+_MAX_ERROR_CHARS = 300
 _CONNECTION_ERRORS = (EOFError, FrameError, OSError)
 
 
@@ -95,7 +96,7 @@ class Runner:
             while True:
                 request = self._host.receive()
                 if request["op"] != "cancel":  # one that comes too late
-                    self._host.send({"id": request["id"], **self._answer(request)})
+                    self._serve_one(request)
         except (EOFError, BrokenPipeError):
             pass
         except BaseException:
@@ -104,6 +105,19 @@ class Runner:
             kill_descendants(os.getpid())
             remove_folder(self._config["root"])
             os._exit(0)
+
+    def _serve_one(self, request: dict[str, Any]) -> None:
+        """Answers a request; if that fails while a cell runs, the cell has brought it about, and the answer says so."""
+        try:
+            answer = self._answer(request)
+        except EOFError:
+            raise
+        except Exception:
+            if request["op"] == "run":
+                last = {**nothing_printed(), "status": "killed", "reason": "sandbox", "state": "reset"}
+                self._host.send({"id": request["id"], **last})
+            raise
+        self._host.send({"id": request["id"], **answer})
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         operations = {
@@ -134,6 +148,7 @@ class Runner:
 
     def _start_interpreter(self) -> Copy:
         ours, theirs = pair()
+        ours.takes_fds = False
         pid = os.fork()
         if pid:
             theirs.close()
@@ -189,16 +204,19 @@ class Runner:
         # elsewhere a cell may have stopped its checkpoint.
         signal_process(session.interpreter.pid, signal.SIGCONT)
         ours, theirs = pair()
+        ours.takes_fds = False
         try:
             try:
                 session.interpreter.channel.send(order, [*fds, theirs.fileno()], timeout_s=ANSWER_S)
             finally:
                 theirs.close()
-            ready, _ = ours.receive(ANSWER_S)
-            return Copy(ours, _process_id(ready.get("pid")))
+            pid: Any = ours.receive(ANSWER_S)[0].get("pid")
+            if _is_own_child(pid) and pid not in self._sleeping():
+                return Copy(ours, pid)
         except _CONNECTION_ERRORS:
-            ours.close()
-            return None
+            pass
+        ours.close()
+        return None
 
     def _start_afresh(self, session: _Session, *, new_folders: bool = False) -> dict[str, Any]:
         """Replaces an interpreter that has died or hangs between two cells, by a thread or signal of an earlier one."""
@@ -222,6 +240,7 @@ class Runner:
         self._kill_all_but(self._sleeping())
         if end.reason == "files":
             self._folders.empty(session.name)
+            self._folders.sweep(self._sessions)
         if keep is checkpoint:
             try:
                 keep.channel.send({"op": "resume"}, timeout_s=ANSWER_S)
@@ -258,7 +277,7 @@ class Runner:
             self._stop(copy)
             self._folders.remove(twin)
             self._kill_all_but(self._sleeping())
-            return {"error": f"the copy failed: {error}"}
+            return {"error": f"the copy failed: {str(error)[:_MAX_ERROR_CHARS]}"}
         self._sessions[twin] = _Session(twin, copy)
         self._kill_all_but(self._sleeping())
         return {"error": None}
@@ -266,7 +285,7 @@ class Runner:
     def _refusal(self, session: _Session) -> str:
         """Why the interpreter has hung up on its copy instead of making it."""
         try:
-            return str(session.interpreter.channel.receive(ANSWER_S)[0]["error"])
+            return str(session.interpreter.channel.receive(ANSWER_S)[0]["error"])[:_MAX_ERROR_CHARS]
         except (*_CONNECTION_ERRORS, KeyError):
             return "the interpreter has ended"
 
@@ -292,20 +311,17 @@ class Runner:
         self._stop(session.interpreter)
         self._kill_all_but(self._sleeping())
         self._folders.remove(session.name)
-        if os.getpid() == 1 and not os.path.islink(_SHARED_MEMORY):
+        self._folders.sweep(self._sessions)
+        if os.getpid() == 1 and not self._sessions and not os.path.islink(_SHARED_MEMORY):
             empty_folder(_SHARED_MEMORY)
         return {"error": None}
 
 
-def _process_id(pid: Any) -> int:
-    """A process id that an interpreter named: cells can write what they like, and a signal to 0 or 1 hits us.
-
-    Raises:
-        FrameError: It is none.
-    """
-    if not isinstance(pid, int) or pid < 2 or pid == os.getpid():
-        raise FrameError(f"{pid!r} is no process of a cell")
-    return pid
+def _is_own_child(pid: Any) -> bool:
+    """Whether an interpreter's word for the process id of its copy can be true: cells can make it say anything."""
+    if type(pid) is not int or not 2 <= pid < 1 << 22 or pid == os.getpid():
+        return False
+    return becomes_child(pid, limit_s=ANSWER_S)
 
 
 def main() -> NoReturn:

@@ -6,7 +6,7 @@ Standard library only: the runner has this file without agentrl.
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 PARTS = ("work", "tmp")
@@ -70,6 +70,14 @@ class SessionFolders:
         """Removes all that is in the session's folders."""
         for part in PARTS:
             empty_folder(os.path.join(self.place(session), part), trash=os.path.join(self.root, _TRASH))
+
+    def sweep(self, sessions: Iterable[str]) -> None:
+        """Removes what lies beside the folders of the sessions, where cells can write too."""
+        expected = {self.root: {*PARTS, _PARKED}, os.path.join(self.root, _PARKED): set(sessions)}
+        for folder, names in expected.items():
+            with suppress(OSError):
+                for name in set(os.listdir(folder)) - names:
+                    remove_folder(os.path.join(folder, name), trash=os.path.join(self.root, _TRASH))
 
     def remove(self, session: str) -> None:
         """Removes the folders of a session and all that is in them."""

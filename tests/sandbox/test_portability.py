@@ -19,6 +19,9 @@ def session(open_session: OpenSession, monkeypatch: pytest.MonkeyPatch) -> Runne
     modules["agentrl.sandbox.process_tree"] = text.replace("/proc/", "/no-proc/").replace(
         "_PR_SET_CHILD_SUBREAPER, 1", "_PR_SET_CHILD_SUBREAPER, 0"
     )
+    copying = modules["agentrl.sandbox.cloning"]
+    assert "/proc/" in copying
+    modules["agentrl.sandbox.cloning"] = copying.replace("/proc/", "/no-proc/")
     body = json.dumps(modules).encode()
     monkeypatch.setattr("agentrl.sandbox.home.runner_code", lambda: len(body).to_bytes(4, "big") + body)
     return open_session(Limits(cpu_s=0.5, wall_s=30))
