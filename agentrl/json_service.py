@@ -17,6 +17,7 @@ import httpx
 
 from agentrl.api_key import ApiKey
 from agentrl.errors import ConfigError, InfrastructureError
+from agentrl.forking import fresh_after_fork
 
 FIRST_PAUSE_S = 0.25
 _MAX_PAUSE_S = 10.0
@@ -30,6 +31,7 @@ _UNZIP = 32 + zlib.MAX_WBITS
 """zlib finds out by itself whether the data is gzip or deflate."""
 
 _jitter = random.Random()  # not the global generator, whose state belongs to the user
+fresh_after_fork(_jitter, random.Random.seed)  # else copies of this process would all come back at the same moments
 
 
 class RefusedError(InfrastructureError):
@@ -46,6 +48,10 @@ class RefusedError(InfrastructureError):
         self.text = text
 
 
+class AnswerTooLongError(ValueError):
+    """The answer is longer than it may be."""
+
+
 class _TryAgainError(Exception):
     """An attempt failed in a way that may pass."""
 
@@ -54,6 +60,7 @@ class _TryAgainError(Exception):
         self.pause_s = pause_s
         """How long the server asked to wait."""
         self.connected = connected
+        """Whether the server may have got the request."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,22 +156,29 @@ class JsonService:
         self._headers = {**(headers or {}), "Accept-Encoding": "gzip, deflate"}
         self._gate = gate or _OpenGate()
         self._max_response_bytes = max_response_bytes
+        self._begin()
+        fresh_after_fork(self, JsonService._begin)  # two processes must not read from one connection
+
+    def _begin(self) -> None:
         self._lock = threading.Lock()
         self._client: httpx.Client | None = None
 
-    def post(self, body: Mapping[str, Any], *, max_connects: int | None = None) -> Any:
+    def post(self, body: Mapping[str, Any], *, max_connects: int | None = None, repeat: bool = True) -> Any:
         """The decoded answer to a POST request.
 
         Args:
             body: Encoded as JSON.
             max_connects: Other than that of `patience`.
+            repeat: Whether the server may get the request twice. If not, only attempts that did not reach it are made
+                again.
 
         Raises:
             RefusedError: The server answered with a status that says no.
             InfrastructureError: No answer by the deadline.
-            ValueError: The answer is not JSON or too long.
+            AnswerTooLongError: The answer is larger than `max_response_bytes`.
+            ValueError: The answer is not JSON.
         """
-        return self._ask("POST", {"json": body}, max_connects or self._patience.max_connects)
+        return self._ask("POST", {"json": body}, max_connects or self._patience.max_connects, repeat)
 
     def get(self, parameters: Mapping[str, Any]) -> Any:
         """The decoded answer to a GET request with parameters in the URL.
@@ -172,11 +186,12 @@ class JsonService:
         Raises:
             RefusedError: The server answered with a status that says no.
             InfrastructureError: No answer by the deadline.
-            ValueError: The answer is not JSON or too long.
+            AnswerTooLongError: The answer is larger than `max_response_bytes`.
+            ValueError: The answer is not JSON.
         """
-        return self._ask("GET", {"params": parameters}, self._patience.max_connects)
+        return self._ask("GET", {"params": parameters}, self._patience.max_connects, repeat=True)
 
-    def _ask(self, method: str, content: Mapping[str, Any], max_connects: int) -> Any:
+    def _ask(self, method: str, content: Mapping[str, Any], max_connects: int, repeat: bool) -> Any:
         ends_at = time.monotonic() + self._patience.deadline_s
         pause_s = FIRST_PAUSE_S
         num_attempts = num_failed_connects = 0
@@ -192,10 +207,10 @@ class JsonService:
                 if error.pause_s is not None:
                     self._gate.hold(error.pause_s)
                 num_failed_connects += not error.connected
-                unreachable = num_failed_connects >= max_connects
-                if unreachable or time.monotonic() + wait_s >= ends_at:
+                is_last = num_failed_connects >= max_connects or (error.connected and not repeat)
+                if is_last or time.monotonic() + wait_s >= ends_at:
                     times = "once" if num_attempts == 1 else f"{num_attempts} times"
-                    limit = "" if unreachable else f" in {self._patience.deadline_s:g} s"
+                    limit = "" if is_last else f" in {self._patience.deadline_s:g} s"
                     raise InfrastructureError(f"{self.name} failed: {error} (tried {times}{limit}).") from error
                 time.sleep(wait_s)
                 pause_s = min(2 * pause_s, _MAX_PAUSE_S)
@@ -253,7 +268,7 @@ class JsonService:
         # Unpacked here and not by the client, which unpacks a piece of any size: a small bomb fills the memory.
         unpacked = _unpacked(bytes(data), response.headers.get("Content-Encoding", "identity"), max_bytes)
         if response.is_success and len(unpacked) > max_bytes:
-            raise ValueError(f"the answer is larger than {max_bytes} bytes")
+            raise AnswerTooLongError(f"the answer is larger than {max_bytes} bytes")
         return unpacked[:max_bytes]
 
 

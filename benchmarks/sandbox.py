@@ -2,17 +2,20 @@
 
     python benchmarks/sandbox.py
     python benchmarks/sandbox.py --sandbox bubblewrap --sessions 1 8
+    python benchmarks/sandbox.py --sandbox docker bubblewrap --sessions 64 --check
 
 Needs a Docker engine with the image of `agentrl sandbox build-image`, and bubblewrap; a back end that cannot be used is
-left out, with the reason. Prints a Markdown table. Times are medians in milliseconds.
+left out, with the reason. Prints a Markdown table. Times are medians in milliseconds. With `--check` it fails unless
+every back end that isolates meets the targets, with a line for each that was missed or not measured.
 """
 
 import argparse
+import math
 import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,18 @@ SNIPPET = "sum(i * i for i in range(100))"
 LIMITS = Limits(cpu_s=60, wall_s=600)
 BALLAST_MB = 100
 POOL_SIZE = 8
+
+START = "start of a session, ms"
+POOLED = "session from a warm pool, ms"
+CALL = "call in a warm session, ms"
+FORK = f"session.fork() with {BALLAST_MB} MB, ms"
+BY_EXEC = "the same by docker exec, ms"
+RATIO = "docker exec / call"
+MEMORY = "memory of {} sessions, MiB"
+
+TARGETS = {CALL: 5.0, FORK: 50.0, POOLED: 10.0, MEMORY.format(64): 1024.0}
+"""Figure to the most that it may be."""
+LEAST_RATIO = 20.0
 
 
 def median_ms(action: Callable[[], object], repetitions: int) -> float:
@@ -133,17 +148,30 @@ def time_docker_exec(image: str = "agentrl-sandbox") -> float:
 def measure(sandbox: RunnerSandbox, numbers: Sequence[int]) -> dict[str, float]:
     """All figures of a back end."""
     figures = {
-        "start of a session, ms": time_start(sandbox),
-        "session from a warm pool, ms": time_pooled(sandbox),
-        "call in a warm session, ms": time_call(sandbox),
-        f"session.fork() with {BALLAST_MB} MB, ms": time_fork(sandbox),
+        START: time_start(sandbox),
+        POOLED: time_pooled(sandbox),
+        CALL: time_call(sandbox),
+        FORK: time_fork(sandbox),
     }
     for number in numbers:
         before = processes()
         with opened(sandbox, number) as sessions:
             figures[f"calls per second, {number} sessions"] = calls_per_second(sessions)
-            figures[f"memory of {number} sessions, MiB"] = memory_mb(processes() - before)
+            figures[MEMORY.format(number)] = memory_mb(processes() - before)
     return figures
+
+
+def missed_targets(name: str, figures: Mapping[str, float]) -> list[str]:
+    """A line for each target that a back end misses; a figure that was not measured is nan."""
+    missed = []
+    for row, most in TARGETS.items():
+        value = figures.get(row, math.nan)
+        if not value <= most:
+            missed.append(f"{name}: {row}: {value:.1f}, at most {most:g} is the target")
+    ratio = figures.get(RATIO, math.nan)
+    if name == "docker" and not ratio >= LEAST_RATIO:
+        missed.append(f"{name}: {RATIO}: {ratio:.1f}, at least {LEAST_RATIO:g} is the target")
+    return missed
 
 
 def main() -> None:
@@ -151,6 +179,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sandbox", nargs="+", default=["docker", "bubblewrap", "unsafe_subprocess"])
     parser.add_argument("--sessions", nargs="+", type=int, default=[1, 8, 64])
+    parser.add_argument("--check", action="store_true", help="fail if a target is missed")
     arguments = parser.parse_args()
     columns: dict[str, dict[str, float]] = {}
     for name in arguments.sandbox:
@@ -163,13 +192,16 @@ def main() -> None:
         columns[name] = measure(sandbox, arguments.sessions)
         if name == "docker":
             by_exec = time_docker_exec()
-            columns[name]["the same by docker exec, ms"] = by_exec
-            columns[name]["docker exec / call"] = by_exec / columns[name]["call in a warm session, ms"]
+            columns[name] |= {BY_EXEC: by_exec, RATIO: by_exec / columns[name][CALL]}
     print(f"| {os.cpu_count()} cores | {' | '.join(columns)} |")
     print(f"| --- |{' ---: |' * len(columns)}")
     for row in max(columns.values(), key=len, default={}):
         cells = [f"{figures[row]:.1f}" if row in figures else "" for figures in columns.values()]
         print(f"| {row} | {' | '.join(cells)} |")
+    if arguments.check:
+        isolating = [name for name in arguments.sandbox if name != "unsafe_subprocess"]
+        missed = [line for name in isolating for line in missed_targets(name, columns.get(name, {}))]
+        raise SystemExit("\n".join(missed) or None)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from agentrl.envs.episode import Episode
-from agentrl.errors import ConfigError, DataError
-from agentrl.sandbox import SANDBOXES, ExecResult, Limits, Sandbox, open_sandbox
+from agentrl.errors import ConfigError, DataError, InfrastructureError
+from agentrl.sandbox import (
+    SANDBOXES,
+    ExecResult,
+    Limits,
+    Sandbox,
+    SandboxUnavailableError,
+    SecurityLevel,
+    open_sandbox,
+)
 from agentrl.tasks import Task
 
 LIMITS = Limits(cpu_s=5.0, wall_s=15.0, output_bytes=200_000)
@@ -74,7 +82,25 @@ class UnitTestReward:
         read_tests(gold)
 
     def num_passed(self, code: str, tests: Iterable[UnitTest]) -> int:
-        """How many tests a program passes; none if it fails by itself, none after one that had to be killed."""
+        """How many tests a program passes; none if it fails by itself, none after one that had to be killed.
+
+        A sandbox that fails is replaced once, and the tests begin anew, if it isolates: what a program did is gone with
+        it.
+
+        Raises:
+            InfrastructureError: The sandbox failed, and so did its replacement, or it does not isolate.
+        """
+        tests = tuple(tests)
+        try:
+            return self._judge(code, tests)
+        except SandboxUnavailableError:
+            raise
+        except InfrastructureError:
+            if self._sandbox.security_level > SecurityLevel.NONE:
+                return self._judge(code, tests)
+            raise
+
+    def _judge(self, code: str, tests: Iterable[UnitTest]) -> int:
         session = self._sandbox.open(limits=self._limits)
         try:
             if session.run(code).status != "ok":

@@ -31,7 +31,7 @@ from agentrl.sandbox.link import SocketEnd
 from agentrl.sandbox.owner import owned_name
 from agentrl.sandbox.pidfd import pidfd_kill, pidfd_open, pidfd_wait
 from agentrl.sandbox.seccomp import bpf_program
-from agentrl.sandbox.user_ids import user_ids
+from agentrl.sandbox.user_ids import UserIds, user_ids
 
 _START_S = 60.0
 _CLOSE_S = 10.0
@@ -67,7 +67,10 @@ class BubblewrapLink(SocketEnd):
         self._pidfd: int | None = None
         self._cgroup: Cgroup | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._uid = user_ids().take() if os.geteuid() == 0 else None
+        self._num_killed_before = 0
+        """Processes that were killed for memory before the last request."""
+        self._user_ids: UserIds | None = user_ids() if os.geteuid() == 0 else None
+        self._uid = None if self._user_ids is None else self._user_ids.take()
         try:
             with theirs:
                 self._start(bwrap, python, program, environment, theirs)
@@ -135,6 +138,12 @@ class BubblewrapLink(SocketEnd):
             memory_bytes, pids = total_limits(self._limits, num_sessions)
             self._cgroup.limit(memory_bytes=memory_bytes, pids=pids)
 
+    def send(self, data: bytes, timeout_s: float) -> None:
+        """See `Link.send`."""
+        num_killed = 0 if self._cgroup is None else self._cgroup.num_killed_for_memory()
+        super().send(data, timeout_s)  # fails if the sandbox has died since, which is then for memory, too
+        self._num_killed_before = num_killed
+
     def ran_out_of_memory(self) -> bool:
         """See `Link.ran_out_of_memory`."""
         if self._process is None or self._cgroup is None:
@@ -147,7 +156,7 @@ class BubblewrapLink(SocketEnd):
     def _note_out_of_memory(self, process: subprocess.Popen[bytes], cgroup: Cgroup) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             was_killed = process.wait(_DEATH_S) in (-signal.SIGKILL, 128 + signal.SIGKILL)
-            self._was_out_of_memory = was_killed and cgroup.num_killed_for_memory() > 0
+            self._was_out_of_memory = was_killed and cgroup.num_killed_for_memory() > self._num_killed_before
 
     def last_words(self) -> str:
         """See `Link.last_words`."""
@@ -178,8 +187,8 @@ class BubblewrapLink(SocketEnd):
                 self._end_outer(self._process)
             if self._cgroup is not None:
                 self._cgroup.remove()
-            if self._uid is not None:
-                user_ids().give_back(self._uid)
+            if self._user_ids is not None and self._uid is not None:
+                self._user_ids.give_back(self._uid)
             self.abandon()
 
     def _end_outer(self, process: subprocess.Popen[bytes]) -> None:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 _OTHERWISE = "Otherwise use the sandbox docker, or http for a remote service."
-_NOT_LINUX = "Bubblewrap needs Linux. On macOS use the sandbox docker, with Docker Desktop, colima or podman machine."
+_NOT_LINUX = "Bubblewrap needs Linux. On macOS use the sandbox docker, with Docker Desktop or colima."
 _NOT_INSTALLED = (
     "Bubblewrap is not installed (no program bwrap in PATH). Install it with `apt install bubblewrap`, "
     f"`dnf install bubblewrap` or `pacman -S bubblewrap`. {_OTHERWISE}"

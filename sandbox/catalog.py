@@ -118,7 +118,6 @@ def _first_usable() -> tuple[RunnerSandbox, str]:
 
 _LEVELS = {
     SecurityLevel.NONE: "accidents only, no isolation",
-    SecurityLevel.LANDLOCK: "files and TCP",
     SecurityLevel.CONTAINER: "hostile programs, but not holes in the kernel that they share with this machine",
     SecurityLevel.USER_KERNEL: "hostile programs and most holes in the kernel",
     SecurityLevel.MICRO_VM: "hostile programs and holes in their kernel",

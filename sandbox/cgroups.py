@@ -138,9 +138,16 @@ def total_limits(limits: Limits, num_sessions: int) -> tuple[int, int]:
     return int(memory_mb * _MB) + _RUNNER_BYTES, int((num_sessions + 1) * limits.pids) + _RUNNER_PIDS
 
 
-@functools.cache
 def find_place() -> CgroupPlace | None:
-    """The place for this process's groups, tried out; None if there is none."""
+    """The place for this process's groups, tried out once; None if there is none, or none answers in time for now."""
+    try:
+        return _find_place()
+    except subprocess.TimeoutExpired:
+        return None
+
+
+@functools.cache
+def _find_place() -> CgroupPlace | None:
     for place in (_place_v1(), _place_v2()):
         if place is not None and is_binding(place):
             return place
@@ -148,7 +155,11 @@ def find_place() -> CgroupPlace | None:
 
 
 def is_binding(place: CgroupPlace) -> bool:
-    """Whether limits bind there: a process is refused a child, and killed for using more memory than its group may."""
+    """Whether limits bind there: a process is refused a child, and killed for using more memory than its group may.
+
+    Raises:
+        subprocess.TimeoutExpired: The machine is too busy to tell.
+    """
     try:
         group = place.create()
     except OSError:
@@ -165,7 +176,7 @@ def is_binding(place: CgroupPlace) -> bool:
             finally:
                 test.kill()
         return output == b"bound\n" and test.returncode == -signal.SIGKILL and group.num_killed_for_memory() == 1
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return False
     finally:
         group.kill()

@@ -26,7 +26,7 @@ PROCESS_PREFIX = "agentrl-sandbox-"
 FOLDER_PREFIX = "agentrl-session-"
 """Begins the name of the folder of a session without isolation."""
 _KILL_S = 5.0
-_ENGINE_SOCKETS = ("/var/run/docker.sock", "/run/podman/podman.sock")
+_ENGINE_SOCKET = "/var/run/docker.sock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _may_change(path: Path) -> bool:
 
 
 def _remove_containers() -> list[str]:
-    if "DOCKER_HOST" not in os.environ and not any(os.path.exists(socket) for socket in _ENGINE_SOCKETS):
+    if "DOCKER_HOST" not in os.environ and not os.path.exists(_ENGINE_SOCKET):
         return []
     from agentrl.sandbox.docker_engine import Engine
 

@@ -20,7 +20,6 @@ class SecurityLevel(enum.IntEnum):
 
     NONE = 0
     """Accidents only: endless loops, too much output. Not a security boundary."""
-    LANDLOCK = 1
     CONTAINER = 2
     """Namespaces, seccomp, cgroups: hostile programs, but the kernel is shared."""
     USER_KERNEL = 3
@@ -60,7 +59,8 @@ class Limits:
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
             value = getattr(self, name)
-            if not 0 < value < 1e12:  # also false for NaN
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not is_number or not 0 < value < 1e12:  # also false for NaN
                 raise ConfigError(f"Sandbox limit {name} must be positive and finite, got {value!r}.")
 
 
@@ -81,7 +81,8 @@ class ExecResult:
     exit_code: int | None = None
     signal: int | None = None
     reason: str | None = None
-    """Of a killed cell: the limit it passed ("cpu", "wall", "memory", "pids", "files"), or another cause, such as "died"."""
+    """Of a killed cell: the limit it passed ("cpu", "wall", "memory", "pids", "files", "output"), or another cause,
+    such as "died"."""
     state: StateAfter = "kept"
     """What became of the session's variables."""
     cpu_s: float

@@ -14,6 +14,7 @@ from agentrl.sandbox.docker_engine import Engine
 from agentrl.sandbox.docker_stream import Demultiplexer
 
 _RECEIVE_BYTES = 1 << 16
+_PING_S = 10.0
 _EVENT_S = 10.0
 """How long after the end of a stream an engine may take to say how the container ended."""
 _OOM_BEFORE_END_NS = 10 * 10**9
@@ -79,6 +80,15 @@ class DockerLink:
         except InfrastructureError as error:
             raise OSError(str(error)) from error
         self._room_for = room_for
+
+    def is_reachable(self) -> bool:
+        """See `Link.is_reachable`: whether the engine answers."""
+        try:
+            client = self._engine.client()
+            with self._engine.errors("answer a ping"):
+                return bool(client.api.get(f"{client.api.base_url}/_ping", timeout=_PING_S).ok)
+        except InfrastructureError:
+            return False
 
     def ran_out_of_memory(self) -> bool:
         """See `Link.ran_out_of_memory`. The container is removed by now, but the engine remembers its end."""

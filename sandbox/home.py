@@ -5,16 +5,19 @@ import itertools
 import os
 import threading
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from math import ceil
 from typing import Any
 
 from agentrl.errors import InfrastructureError
+from agentrl.forking import fresh_after_fork
 from agentrl.sandbox.core import Limits, SandboxUnavailableError
 from agentrl.sandbox.frames import MAX_FRAME_BYTES, FrameError, encode, read_message
 from agentrl.sandbox.launch import runner_code
 from agentrl.sandbox.link import Started
+from agentrl.sandbox.reaper import end_later
+from agentrl.sandbox.slots import Slots
 
 START_S = 60.0
 """A runner starts in a tenth of a second; this is for a machine that is badly overloaded."""
@@ -26,7 +29,7 @@ _CELLS_PER_CORE = 1.5
 MAX_RUNNING_CELLS = max(2, ceil(_CELLS_PER_CORE * (os.cpu_count() or 1)))
 """More cells at once would only take CPU from each other, and with it wall-clock time that is limited."""
 
-_running_cells = threading.BoundedSemaphore(MAX_RUNNING_CELLS)
+_running_cells = Slots(MAX_RUNNING_CELLS)
 
 
 class SandboxDiedError(Exception):
@@ -70,8 +73,8 @@ class Home:
         self.is_closed = False
         """Whether the sandbox has ended or is about to."""
         self._owner = os.getpid()
-        self._finalizer = weakref.finalize(self, started.link.close)  # also when the host ends
-        _homes.add(self)
+        self._finalizer = weakref.finalize(self, end_later, started.link.close)  # also when the host ends
+        fresh_after_fork(self, type(self).after_fork)
         config = {"root": started.root, "max_user_processes": started.max_user_processes, **asdict(limits)}
         try:
             self._link.send(runner_code(), START_S)
@@ -90,7 +93,7 @@ class Home:
             SandboxDiedError: Of a program before.
             InfrastructureError: The sandbox failed.
         """
-        with self._lock:
+        with self._turn():
             name, self._prepared = self._prepared, None
         if name is None:
             name = self._start_session()
@@ -112,7 +115,7 @@ class Home:
             InfrastructureError: The sandbox failed.
         """
         twin = str(next(self._ids))
-        with self._lock:
+        with self._turn():
             try:
                 self._link.resize(len(self._sessions) + 1)
             except OSError as error:
@@ -129,9 +132,13 @@ class Home:
             SandboxDiedError: The program brought down the sandbox, or one before it did.
             InfrastructureError: The sandbox failed.
         """
-        return self._request(
-            {"op": "run", "session": name, "code": code, "number": number}, self._limits.wall_s + GRACE_S
-        )
+        order = {"op": "run", "session": name, "code": code, "number": number}
+        answer = self._request(order, self._limits.wall_s + GRACE_S)
+        if answer.get("reason") == "sandbox":  # the runner's last answer
+            self._died = "sandbox"
+            self.close()
+            raise SandboxDiedError("sandbox")
+        return answer
 
     def ask(self, operation: str, name: str, **fields: Any) -> dict[str, Any]:
         """Does something with the files of a session.
@@ -166,38 +173,57 @@ class Home:
         if running is not None and running[0] == name:
             with contextlib.suppress(OSError):
                 self._send({"op": "cancel", "id": running[1]}, _OPERATION_S)
-        if self._lock.acquire(blocking=False):  # otherwise whoever holds it will do it
-            try:
-                self._end_closing()
-            except (SandboxDiedError, InfrastructureError):
-                pass  # the others will find out
-            finally:
-                self._lock.release()
+        self._tell_of_ends()
 
     def close(self) -> None:
         """Ends the sandbox and everything in it; safe to call twice and while a cell runs."""
+        if os.getpid() != self._owner:
+            return
         self.is_closed = True
-        self._finalizer()
+        self._finalizer.detach()
         self._link.close()  # waits for whoever was first
 
-    def abandon(self) -> None:
+    def after_fork(self) -> None:
         """Lets go of the sandbox in a forked copy of the process that owns it."""
         self.is_closed = True
         self._finalizer.detach()
         self._link.abandon()
 
     def _request(self, message: dict[str, Any], limit_s: float) -> dict[str, Any]:
-        with self._lock:
+        with self._turn():
             if message["op"] != "run":
                 return self._exchange(message, limit_s)
-            with _running_cells:
-                answer = self._exchange(message, limit_s)
-            self._end_closing()
-            return answer
+            with _running_cells.taken():
+                return self._exchange(message, limit_s)
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[None]:
+        """Waits until no other thread talks to the runner, and at the end tells it which sessions have ended.
+
+        Raises:
+            InfrastructureError: The sandbox is not this process's.
+        """
+        if os.getpid() != self._owner:  # its lock may be held for ever
+            raise InfrastructureError(
+                "This sandbox session belongs to the parent of this process; open another one in each process."
+            )
+        with self._lock:
+            yield
+            self._end_closing()  # before the next cell, which may take long
+        self._tell_of_ends()
+
+    def _tell_of_ends(self) -> None:
+        """Tells the runner which sessions have ended, unless another thread is talking to it, which does so after."""
+        while self._closing and self._lock.acquire(blocking=False):
+            try:
+                self._end_closing()
+            finally:
+                self._lock.release()
 
     def _end_closing(self) -> None:
         while self._closing:
-            self._exchange({"op": "close", "session": self._closing.pop()}, _OPERATION_S)
+            with contextlib.suppress(SandboxDiedError, InfrastructureError):  # who asks for something next is told
+                self._exchange({"op": "close", "session": self._closing.pop()}, _OPERATION_S)
 
     def _exchange(self, message: dict[str, Any], limit_s: float) -> dict[str, Any]:
         """Sends a request and waits for its answer.
@@ -229,7 +255,8 @@ class Home:
         if self.is_closed:
             return InfrastructureError("This sandbox session was closed while it was in use.")
         if is_cell and isinstance(error, TimeoutError):
-            self._died = "wall"  # nothing in a sandbox outlives this but what a program has made
+            if self._link.is_reachable():
+                self._died = "wall"  # nothing in a sandbox outlives this but what a program has made
         elif self._link.ran_out_of_memory():
             self._died = "memory"
         text = self._link.last_words() or str(error)
@@ -253,12 +280,3 @@ class Home:
     def _max_answer_bytes(self) -> int:
         """Largest answer accepted: head and tail of the output, every byte written as six, and the other fields."""
         return MAX_FRAME_BYTES + 12 * int(self._limits.output_bytes)
-
-
-def _abandon_all() -> None:
-    for home in list(_homes):
-        home.abandon()
-
-
-_homes: weakref.WeakSet[Home] = weakref.WeakSet()
-os.register_at_fork(after_in_child=_abandon_all)

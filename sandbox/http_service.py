@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.errors import InfrastructureError
-from agentrl.json_service import JsonService, Patience, RefusedError
+from agentrl.json_service import AnswerTooLongError, JsonService, Patience, RefusedError
 from agentrl.sandbox.core import ExecResult, Limits, SecurityLevel
-from agentrl.sandbox.result import to_result
+from agentrl.sandbox.result import died_result, to_result, too_long_result
 from agentrl.sandbox.session import check_files
 from agentrl.sandbox.stateless import StatelessSession
 
 _RAISED = 250
 """Exit code of a program that ended by an exception, which other programs hardly use."""
 _GRACE_S = 30.0
+_ANSWER_BYTES = 16 << 20
+_BYTES_PER_BYTE = 12
+"""A control character takes six in JSON, and head and tail are kept."""
+_TOO_LARGE = 413
 _PROGRAM = """{cells}
 _streams = StandardStreams(os.dup(1))
 _outcome = Namespace().run({code}, 1, _streams)
@@ -59,11 +63,13 @@ class HttpSandbox:
         return StatelessSession(self, limits, check_files(files or {}))
 
     def run_program(self, code: str, limits: Limits, files: Mapping[str, bytes]) -> ExecResult:
-        """Runs one program.
+        """Runs one program; once, unless the service is known to isolate programs.
 
         Raises:
             InfrastructureError: The service cannot be reached, refuses, fails, or answers something else.
         """
+        if too_long := too_long_result(code, limits, keeps_state=False):
+            return too_long
         body = {
             "code": wrap(code),
             "language": "python",
@@ -76,9 +82,13 @@ class HttpSandbox:
         begun = time.monotonic()
         service = self._service(limits)
         try:
-            answer = service.post(body)
+            answer = service.post(body, repeat=self.security_level > SecurityLevel.NONE)
             fields = _parse(answer)
+        except AnswerTooLongError:  # the program's doing, as only its output has no bound
+            return died_result("output", limits, time.monotonic() - begun, keeps_state=False)
         except RefusedError as error:
+            if error.status == _TOO_LARGE:
+                return died_result("request", limits, time.monotonic() - begun, keeps_state=False)
             raise InfrastructureError(f"{error} Check the address and what the service expects.") from error
         except ValueError as error:
             raise InfrastructureError(
@@ -93,7 +103,13 @@ class HttpSandbox:
     def _service(self, limits: Limits) -> JsonService:
         silence_s = limits.wall_s + _GRACE_S
         patience = Patience(read_s=silence_s, deadline_s=3 * silence_s)
-        return JsonService(self.url, what="sandbox service", patience=patience, api_key=self._api_key)
+        return JsonService(
+            self.url,
+            what="sandbox service",
+            patience=patience,
+            api_key=self._api_key,
+            max_response_bytes=_ANSWER_BYTES + _BYTES_PER_BYTE * int(limits.output_bytes),
+        )
 
 
 def wrap(code: str) -> str:

@@ -37,6 +37,10 @@ class Link(Protocol):
         """
         ...
 
+    def is_reachable(self) -> bool:
+        """Of a sandbox that is silent: whether what carries the stream works, so that the silence is its own."""
+        ...
+
     def ran_out_of_memory(self) -> bool:
         """Of a stream that ended by itself: whether the kernel killed the sandbox for its memory."""
         ...
@@ -84,8 +88,12 @@ class SocketEnd:
         self._sock.settimeout(timeout_s)
         return self._sock.recv(num_bytes)
 
+    def is_reachable(self) -> bool:
+        """True: nothing but the kernel is in between."""
+        return True
+
     def hang_up(self) -> None:
-        """Tells the other side that nothing will follow, upon which a runner ends; may be called twice, in any thread."""
+        """Tells the other side that nothing will follow, upon which a runner ends; may be called twice and anywhere."""
         with contextlib.suppress(OSError):  # already closed, or the other side is gone
             self._sock.shutdown(socket.SHUT_WR)
 

@@ -1,12 +1,11 @@
 """Sandboxes that are ready before anybody asks: starting one takes longer than most cells run."""
 
-import os
 import threading
-import weakref
 from collections import defaultdict
 from collections.abc import Mapping
 
 from agentrl.errors import ConfigError, InfrastructureError
+from agentrl.forking import fresh_after_fork
 from agentrl.sandbox.core import Limits
 from agentrl.sandbox.home import Home
 from agentrl.sandbox.link import Started
@@ -33,8 +32,8 @@ class WarmPool(RunnerSandbox):
         self.security_level = sandbox.security_level
         self._sandbox = sandbox
         self._num_ready = num_ready
-        self._forget()
-        _pools.add(self)
+        self.after_fork()
+        fresh_after_fork(self, type(self).after_fork)
 
     def start(self, limits: Limits) -> Started:
         """Starts a sandbox of the back end."""
@@ -78,7 +77,12 @@ class WarmPool(RunnerSandbox):
             num_missing = self._num_ready - len(self._ready[limits]) - self._num_starting[limits]
             self._num_starting[limits] += num_missing
         for _ in range(num_missing):
-            threading.Thread(target=self._add, args=(limits,), name="agentrl-sandbox-pool", daemon=True).start()
+            thread = threading.Thread(target=self._add, args=(limits,), name="agentrl-sandbox-pool", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:  # the system gives no thread now; the next session asks again
+                with self._lock:
+                    self._num_starting[limits] -= 1
 
     def _add(self, limits: Limits) -> None:
         home = None
@@ -95,18 +99,9 @@ class WarmPool(RunnerSandbox):
         if not is_wanted:
             home.close()
 
-    def _forget(self) -> None:
+    def after_fork(self) -> None:
         """Begins without sandboxes: also in a forked copy of this process, where they are its parent's."""
         self._lock = threading.Lock()
         self._ready: defaultdict[Limits, list[Home]] = defaultdict(list)
         self._num_starting: defaultdict[Limits, int] = defaultdict(int)
         self._is_closed = False
-
-
-def _forget_all() -> None:
-    for pool in list(_pools):
-        pool._forget()
-
-
-_pools: weakref.WeakSet[WarmPool] = weakref.WeakSet()
-os.register_at_fork(after_in_child=_forget_all)

@@ -2,11 +2,11 @@
 
 import base64
 import os
-import threading
 import time
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Any, Self, TypeVar
 
@@ -14,12 +14,14 @@ from agentrl.errors import ConfigError, ForkError, InfrastructureError
 from agentrl.sandbox.core import ExecResult, Limits, SandboxFileError, SandboxUnavailableError, SecurityLevel
 from agentrl.sandbox.home import Home, SandboxDiedError
 from agentrl.sandbox.link import Started
-from agentrl.sandbox.result import died_result, to_result
+from agentrl.sandbox.reaper import end_later, ensure_reaper
+from agentrl.sandbox.result import died_result, to_result, too_long_result
 from agentrl.sandbox.session_files import CHUNK_BYTES
+from agentrl.sandbox.slots import Slots
 
 _ATTEMPTS = 4
 _FIRST_PAUSE_S = 0.25
-_starting = threading.BoundedSemaphore(max(2, os.cpu_count() or 1))
+_starting = Slots(max(2, os.cpu_count() or 1))
 
 T = TypeVar("T")
 
@@ -72,7 +74,8 @@ class RunnerSandbox(ABC):
             SandboxUnavailableError: The back end cannot run here.
             InfrastructureError: It failed in a way that may pass.
         """
-        with _starting:
+        ensure_reaper()
+        with _starting.taken():
             return Home(self.start(limits), limits)
 
 
@@ -118,20 +121,21 @@ class RunnerSession:
         self._files = files
         self._num_cells = 0
         self._is_closed = False
-        self.home = home
-        """The sandbox that the session lives in."""
-        self._name = ""
         if name is None:
             self._move_in(home)
         else:
-            self._name = name
-            self._finalizer = weakref.finalize(self, home.end_session, name)
+            self._live_in(home, name)
+
+    def _live_in(self, home: Home, name: str) -> None:
+        self.home = home
+        """The sandbox that the session lives in."""
+        self._name = name
+        self._finalizer = weakref.finalize(self, end_later, partial(home.end_session, name))
 
     def _move_in(self, home: Home) -> None:
         """Starts an interpreter in a sandbox where no session lives."""
         try:
-            self.home, self._name = home, home.open_session()
-            self._finalizer = weakref.finalize(self, home.end_session, self._name)
+            self._live_in(home, home.open_session())
             for path, data in self._files.items():
                 self.write(path, data)
         except BaseException as error:
@@ -151,10 +155,8 @@ class RunnerSession:
         """
         if self._is_closed:
             raise InfrastructureError("This sandbox session is closed.")
-        num_bytes = len(code.encode("utf-8", "surrogatepass"))
-        if num_bytes > self._limits.code_bytes:
-            text = f"The code has {num_bytes:,} bytes; at most {self._limits.code_bytes:,} are accepted.\n"
-            return ExecResult(status="error", output=text, output_bytes=len(text), cpu_s=0.0, wall_s=0.0)
+        if too_long := too_long_result(code, self._limits, keeps_state=self._sandbox.keeps_state):
+            return too_long
         self._num_cells += 1
         begun = time.monotonic()
         try:
@@ -162,6 +164,7 @@ class RunnerSession:
             return to_result(answer, self._limits, keeps_state=self._sandbox.keeps_state)
         except SandboxDiedError as death:
             wall_s = time.monotonic() - begun
+            self._finalizer.detach()  # all of that home has ended
             retrying(lambda: self._move_in(self._sandbox.open_home(self._limits)))
             return died_result(death.reason, self._limits, wall_s, keeps_state=self._sandbox.keeps_state)
 
@@ -229,7 +232,8 @@ class RunnerSession:
     def close(self) -> None:
         """Ends the session and every process in it; safe to call twice and while a cell runs."""
         self._is_closed = True
-        self._finalizer()
+        if self._finalizer.detach() is not None:  # nobody was here before
+            self.home.end_session(self._name)
 
     def __enter__(self) -> Self:
         return self

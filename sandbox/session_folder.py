@@ -143,8 +143,9 @@ def _copy_file(source: str, target: str) -> None:
 
 def empty_folder(path: str, trash: str | None = None) -> None:
     """Removes all that is in a folder, see `remove_folder`."""
-    with suppress(OSError):
+    with suppress(OSError):  # it may be somebody else's, and yet open to us
         os.chmod(path, 0o700)
+    with suppress(OSError):
         for name in os.listdir(path):
             remove_folder(os.path.join(path, name), trash)
 

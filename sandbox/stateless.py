@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from typing import Protocol, Self
 
 from agentrl.errors import InfrastructureError
-from agentrl.sandbox.core import ExecResult, Limits, SandboxFileError
+from agentrl.forking import fresh_after_fork
+from agentrl.sandbox.core import ExecResult, Limits, SandboxFileError, SecurityLevel
 from agentrl.sandbox.home import MAX_RUNNING_CELLS, Home
 from agentrl.sandbox.link import Started
 from agentrl.sandbox.session import RunnerSandbox, RunnerSession, check_files, retrying
+from agentrl.sandbox.slots import Slots
 
 
 class StatelessSandbox(RunnerSandbox):
@@ -29,9 +31,14 @@ class StatelessSandbox(RunnerSandbox):
         self.name = sandbox.name
         self.security_level = sandbox.security_level
         self._sandbox = sandbox
+        self._turns = Slots(MAX_RUNNING_CELLS)
+        self.after_fork()
+        fresh_after_fork(self, type(self).after_fork)
+
+    def after_fork(self) -> None:
+        """Begins without sandboxes: also in a forked copy of this process, where they are its parent's."""
         self._lock = threading.Lock()
         self._idle: dict[Limits, list[Home]] = {}
-        self._turns = threading.BoundedSemaphore(MAX_RUNNING_CELLS)
 
     def start(self, limits: Limits) -> Started:
         """Starts a sandbox of the back end."""
@@ -49,10 +56,12 @@ class StatelessSandbox(RunnerSandbox):
         """Runs one program in a fresh interpreter.
 
         Raises:
-            InfrastructureError: The sandboxes fail.
+            InfrastructureError: The sandboxes fail. A program that may have had effects outside is not run again.
         """
-        with self._turns:
-            return retrying(lambda: self._run(code, limits, files))
+        with self._turns.taken():
+            if self.security_level > SecurityLevel.NONE:
+                return retrying(lambda: self._run(self._prepare(limits, files), code, limits))
+            return self._run(retrying(lambda: self._prepare(limits, files)), code, limits)
 
     def close(self) -> None:
         """Ends the sandboxes that wait for work."""
@@ -61,8 +70,10 @@ class StatelessSandbox(RunnerSandbox):
         for home in (home for homes in idle.values() for home in homes):
             home.close()
 
-    def _run(self, code: str, limits: Limits, files: Mapping[str, bytes]) -> ExecResult:
-        session = RunnerSession(self, limits, files, self._open_home(limits))
+    def _prepare(self, limits: Limits, files: Mapping[str, bytes]) -> RunnerSession:
+        return RunnerSession(self, limits, files, self._open_home(limits))
+
+    def _run(self, session: RunnerSession, code: str, limits: Limits) -> ExecResult:
         try:
             result = session.run(code)
         except BaseException:

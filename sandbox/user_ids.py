@@ -5,11 +5,11 @@ one byte of a file, which the kernel releases however its holder ends, and which
 """
 
 import fcntl
-import functools
 import os
 import threading
 
 from agentrl.errors import InfrastructureError
+from agentrl.forking import fresh_after_fork
 
 FIRST_UID = 1_900_000_000
 NUM_UIDS = 1 << 20
@@ -47,16 +47,34 @@ class UserIds:
         raise InfrastructureError("All user ids for sandboxes are taken.")
 
     def give_back(self, uid: int) -> None:
-        """Lets others have the id."""
+        """Lets others have the id; one that was not taken is nobody's to give."""
+        number = uid - FIRST_UID
         with self._lock:
-            self._taken.remove(uid - FIRST_UID)
-            fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, uid - FIRST_UID)
+            if number in self._taken:
+                self._taken.remove(number)
+                fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, number)
 
 
-@functools.cache
-def _user_ids_of(pid: int) -> UserIds:
-    """Per process, as what a parent has taken is not the child's to give back."""
-    return UserIds()
+class _OfProcess:
+    """Makes the one that a process has: a second one would be given the same locks, as they are the process's."""
+
+    def __init__(self) -> None:
+        self.after_fork()
+        fresh_after_fork(self, type(self).after_fork)
+
+    def after_fork(self) -> None:
+        """Begins without: what a parent has taken is not the child's to give back."""
+        self._lock = threading.Lock()
+        self._user_ids: UserIds | None = None
+
+    def get(self) -> UserIds:
+        with self._lock:
+            if self._user_ids is None:
+                self._user_ids = UserIds()
+            return self._user_ids
+
+
+_of_process = _OfProcess()
 
 
 def user_ids() -> UserIds:
@@ -66,6 +84,6 @@ def user_ids() -> UserIds:
         InfrastructureError: The file cannot be made.
     """
     try:
-        return _user_ids_of(os.getpid())
+        return _of_process.get()
     except OSError as error:
         raise InfrastructureError(f"User ids for sandboxes are kept in {_LOCK_FILE}, which fails: {error}") from error

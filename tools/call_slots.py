@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable
 from typing import Any
 
 from agentrl.errors import InfrastructureError
+from agentrl.forking import fresh_after_fork
 from agentrl.tools.core import Tool
 from agentrl.tools.deadline import DeadlineExceededError, run_with_deadline
 
@@ -28,9 +29,13 @@ class CallSlots:
     def __init__(self, name: str, limit: int | None) -> None:
         self._name = name
         self._limit = limit
+        self._begin()
+        fresh_after_fork(self, CallSlots._begin)  # the calls of the parent's threads never end in its copy
+
+    def _begin(self) -> None:
         self._changed = threading.Condition()
-        self._running = 0
-        self._abandoned = 0
+        self._running: set[object] = set()
+        self._abandoned: set[object] = set()
         self._stuck_since: float | None = None
         """When calls past their deadline had taken the last slot."""
 
@@ -42,17 +47,17 @@ class CallSlots:
             InfrastructureError: The tool hangs, or no thread could be started.
             BaseException: Whatever the work raised.
         """
-        self._enter(deadline_s)
-        call = _Call()
+        call = object()
+        self._enter(call, deadline_s)
         try:
             return run_with_deadline(work, deadline_s, on_end=lambda: self._leave(call))
         except DeadlineExceededError:
             self._abandon(call)
             raise
 
-    def _enter(self, deadline_s: float | None) -> None:
+    def _enter(self, call: object, deadline_s: float | None) -> None:
         with self._changed:
-            while self._limit is not None and self._running >= self._limit:
+            while self._limit is not None and len(self._running) >= self._limit:
                 if self._stuck_since is None or deadline_s is None:
                     self._changed.wait()
                     continue
@@ -60,51 +65,38 @@ class CallSlots:
                 if patience_s <= 0:
                     raise InfrastructureError(self._hung(f"of max_concurrency={self._limit}"))
                 self._changed.wait(patience_s)
-            if self._abandoned >= MAX_ABANDONED:
+            if len(self._abandoned) >= MAX_ABANDONED:
                 raise InfrastructureError(self._hung("of all episodes"))
-            self._running += 1
+            self._running.add(call)
 
-    def _abandon(self, call: "_Call") -> None:
+    def _abandon(self, call: object) -> None:
         with self._changed:
-            if call.ended:
+            if call not in self._running:
                 return
-            call.abandoned = True
-            self._abandoned += 1
-            if self._abandoned == self._limit:
+            self._abandoned.add(call)
+            if len(self._abandoned) == self._limit:
                 self._stuck_since = time.monotonic()
             self._changed.notify_all()
 
-    def _leave(self, call: "_Call") -> None:
+    def _leave(self, call: object) -> None:
         with self._changed:
-            call.ended = True
-            self._running -= 1
-            self._abandoned -= call.abandoned
+            self._running.discard(call)
+            self._abandoned.discard(call)
             self._stuck_since = None
             self._changed.notify_all()
 
     def _hung(self, which: str) -> str:
         return (
-            f"Tool {self._name!r} hangs: {self._abandoned} calls {which} are still running although their deadline has "
-            "passed, and Python cannot stop a thread. Give what it waits for a time limit of its own, or make it async."
+            f"Tool {self._name!r} hangs: {len(self._abandoned)} calls {which} are still running although their "
+            "deadline has passed, and Python cannot stop a thread. Give what it waits for a time limit of its own, or "
+            "make it async."
         )
 
 
-class _Call:
-    """What became of one call."""
-
-    def __init__(self) -> None:
-        self.abandoned = False
-        self.ended = False
-
-
 _slots: dict[Hashable, CallSlots] = {}
-_lock = threading.Lock()
 
 
 def slots_of(tool: Tool) -> CallSlots:
     """Those that an instance shares with all others of its kind."""
     key = (tool.kind, tool.max_concurrency)
-    with _lock:
-        if key not in _slots:
-            _slots[key] = CallSlots(tool.name, tool.max_concurrency)
-        return _slots[key]
+    return _slots.get(key) or _slots.setdefault(key, CallSlots(tool.name, tool.max_concurrency))

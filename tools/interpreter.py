@@ -30,9 +30,10 @@ _NOT_KEPT = "Every call is a program of its own: nothing is kept from one to the
 class InterpreterTool(Tool):
     """Runs Python in one sandbox session per episode, started at the first call.
 
-    A program that fails, or is killed, is a failed call whose text says why. A sandbox that fails is replaced once, and
-    the cells of the episode are run again in the new one: nothing but the sandbox knew of them. If that gives other
-    results, or fails too, the episode ends as invalid. A fork of the episode continues in a fork of the session.
+    A program that fails, or is killed, is a failed call whose text says why. A sandbox that isolates and fails is
+    replaced once, and the cells of the episode are run again in the new one: nothing but the sandbox knew of them. If
+    that gives other results, or fails too, the episode ends as invalid, as it does at once where nothing isolates: a
+    cell that may have had effects outside is never run twice. A fork of the episode continues in a fork of the session.
 
     Args:
         sandbox: Where the code runs.
@@ -70,11 +71,12 @@ class InterpreterTool(Tool):
 
         Raises:
             ToolError: The program failed or was killed.
-            InfrastructureError: The sandbox failed, and so did its replacement.
+            InfrastructureError: The sandbox failed, and so did its replacement, or it does not isolate.
         """
         code = arguments["code"]
+        session = self._started()
         try:
-            result = self._started().run(code)
+            result = session.run(code)
         except SandboxUnavailableError:
             raise
         except InfrastructureError as error:
@@ -142,10 +144,10 @@ class InterpreterTool(Tool):
         """A new session in the state of the one that failed.
 
         Raises:
-            InfrastructureError: `error`, if there is no such session.
+            InfrastructureError: `error`, if there is no such session, or if cells must not be run twice.
         """
-        self.close()
-        if self._history and not self.idempotent:
+        self.close()  # and it stays, so that no later call runs anything either
+        if not self.idempotent:
             raise error
         self._session = None
         for code, output in self._history:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from agentrl.errors import ConfigError, InfrastructureError
+from agentrl.forking import fresh_after_fork
 
 MAX_WAIT_S = 600.0
 """A request that would wait longer for its turn fails: the run asks for far more than it may."""
@@ -66,9 +67,13 @@ class HostLimits:
         self._host = host
         self._bucket = bucket or TokenBucket()
         self._sleep = sleep
-        self._changed = threading.Condition()
         self._max_concurrency = 1
-        self._running = 0
+        self._begin()
+        fresh_after_fork(self, HostLimits._begin)  # the requests of the parent's threads never end in its copy
+
+    def _begin(self) -> None:
+        self._changed = threading.Condition()
+        self._running: set[object] = set()
 
     def set(self, rate: float | None, max_concurrency: int) -> None:
         """Changes the limits, also for who waits already.
@@ -94,10 +99,11 @@ class HostLimits:
         Raises:
             InfrastructureError: Its turn does not come within `MAX_WAIT_S`.
         """
+        request = object()
         with self._changed:
-            if not self._changed.wait_for(lambda: self._running < self._max_concurrency, MAX_WAIT_S):
+            if not self._changed.wait_for(lambda: len(self._running) < self._max_concurrency, MAX_WAIT_S):
                 raise InfrastructureError(self._crowded(f"max_concurrency={self._max_concurrency}"))
-            self._running += 1
+            self._running.add(request)
         try:
             with self._changed:  # the token after the slot, so that requests leave at the moments that tokens are for
                 wait_s = self._bucket.reserve(MAX_WAIT_S)
@@ -108,7 +114,7 @@ class HostLimits:
             yield
         finally:
             with self._changed:
-                self._running -= 1
+                self._running.discard(request)
                 self._changed.notify_all()
 
     def hold(self, seconds: float) -> None:
@@ -124,7 +130,6 @@ class HostLimits:
 
 
 _hosts: dict[str, HostLimits] = {}
-_lock = threading.Lock()
 
 
 def limits_of(host: str, rate: float | None, max_concurrency: int) -> HostLimits:
@@ -138,7 +143,6 @@ def limits_of(host: str, rate: float | None, max_concurrency: int) -> HostLimits
     Raises:
         ConfigError: Not a positive number.
     """
-    with _lock:
-        limits = _hosts.setdefault(host, HostLimits(host))
+    limits = _hosts.get(host) or _hosts.setdefault(host, HostLimits(host))
     limits.set(rate, max_concurrency)
     return limits

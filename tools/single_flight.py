@@ -5,6 +5,8 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future
 from typing import Generic, TypeVar
 
+from agentrl.forking import fresh_after_fork
+
 T = TypeVar("T")
 
 
@@ -17,6 +19,10 @@ class SingleFlight(Generic[T]):
     """
 
     def __init__(self) -> None:
+        self._begin()
+        fresh_after_fork(self, SingleFlight._begin)  # the work of the parent's threads never ends in its copy
+
+    def _begin(self) -> None:
         self._flights: dict[Hashable, Future[T]] = {}
         self._lock = threading.Lock()
 
@@ -35,14 +41,15 @@ class SingleFlight(Generic[T]):
             try:
                 result = work()
             except BaseException as error:
-                self._land(key)
+                self._land(key, flight)
                 flight.set_exception(error)
                 raise
-            self._land(key)
+            self._land(key, flight)
             flight.set_result(result)
         return flight.result()
 
-    def _land(self, key: Hashable) -> None:
+    def _land(self, key: Hashable, flight: Future[T]) -> None:
         """Before the result is out: who comes from now on starts anew."""
         with self._lock:
-            del self._flights[key]
+            if self._flights.get(key) is flight:  # not after a fork within the work
+                del self._flights[key]

@@ -33,7 +33,7 @@ class Bare(enum.Enum):
     REACHES = "reaches"
     """It does no harm and reports `LEAKED`: run there, it proves that the program can tell a sandbox from none."""
     DANGEROUS = "dangerous"
-    """It means harm, to the machine or its supervisor, or reaches for what is nobody's business: never run it there."""
+    """It means harm, to the machine or its runner, or reaches for what is nobody's business: never run it there."""
 
 
 class Cell(NamedTuple):
@@ -192,7 +192,7 @@ def refused(*names: str) -> Expectation:
 CPU = timeout("cpu", f"killed: {BUSY.cpu_s:g} s CPU limit")
 WALL = timeout("wall", f"killed: {IDLE.wall_s:g} s time limit")
 OUT_OF_MEMORY = killed("memory") | died(signal=9)
-"""Killed by the supervisor or by the kernel."""
+"""Killed by the runner or by the kernel."""
 BOMB = killed("pids", "memory") | timeout("cpu") | timeout("wall")
 """A flood of processes is killed, or the kernel lets no more be made until the time is up."""
 RESET = Expectation((Ending(status="killed", reasons=(), state="reset"),))

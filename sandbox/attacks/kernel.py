@@ -237,7 +237,7 @@ KERNEL = [
     _kernel(71, "chroot", _CHROOT, refused("chroot EPERM")),
     _kernel(72, "types into a terminal", _TERMINAL, refused("/dev/tty", "type 0", "type 1", "type 2", "ioctl")),
     _kernel(411, "children in new namespaces", _CLONES, refused("clone user", "clone net", "user and mount", "clone3")),
-    _kernel(412, "namespaces of its supervisor", _JOINS, refused("setns", "join user", "join mnt")),
+    _kernel(412, "namespaces of its runner", _JOINS, refused("setns", "join user", "join mnt")),
     _kernel(413, "calls into other processes", _OTHER_PROCESSES, refused(*_OTHER_NAMES)),
     _kernel(414, "clock, modules, reboot, kernel log", _MACHINE, refused(*_MACHINE_NAMES)),
     _kernel(415, "numbers of another calling convention", _OTHER_NUMBERS, refused("x32") | died(signal=31)),

@@ -116,7 +116,7 @@ OUTPUT = [
     Attack(36, "output", "replaces its streams", _REPLACE, ok("5\n")),
     Attack(37, "output", "endless repr of the value", _EVIL_REPR, CPU),
     Attack(38, "output", "exception that raises when it is printed", _EVIL_ERROR, error("Evil")),
-    Attack(39, "output", "looks like the supervisor", _LIES, ok(_LIES_SHOWN)),
+    Attack(39, "output", "looks like the runner", _LIES, ok(_LIES_SHOWN)),
     Attack(271, "output", "exception that takes for ever to print", _ENDLESS_ERROR, CPU),
     Attack(272, "output", "text that takes for ever to print", _EVIL_TEXT, ok("x\n") | CPU),
     Attack(273, "output", "stream that takes for ever to flush", _EVIL_STREAM, ok("5\n") | CPU),

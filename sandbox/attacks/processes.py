@@ -1,4 +1,4 @@
-"""Group process: floods of processes, processes that outlive their cell, and attacks on the supervisor."""
+"""Group process: floods of processes, processes that outlive their cell, and attacks on the runner."""
 
 from agentrl.sandbox.attacks.attack import (
     BOMB,
@@ -75,20 +75,20 @@ for pid in {1, os.getppid(), *others}:
         except OSError: pass
 print("survived")
 """
-_KILL_SUPERVISOR = _TO_OTHERS.replace("NUMBERS", "[signal.SIGKILL]")
-_STOP_SUPERVISOR = _TO_OTHERS.replace("NUMBERS", "[signal.SIGSTOP]")
-_STOP_AND_BURN = _STOP_SUPERVISOR + "while True: pass"
+_KILL_RUNNER = _TO_OTHERS.replace("NUMBERS", "[signal.SIGKILL]")
+_STOP_RUNNER = _TO_OTHERS.replace("NUMBERS", "[signal.SIGSTOP]")
+_STOP_AND_BURN = _STOP_RUNNER + "while True: pass"
 _ALL_SIGNALS = _TO_OTHERS.replace("NUMBERS", "signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}")
-_STOP_AND_DIE = _STOP_SUPERVISOR + "os._exit(3)"
+_STOP_AND_DIE = _STOP_RUNNER + "os._exit(3)"
 _PTRACE = (
     SYSTEM_CALLS
     + """
-for name, pid in ("supervisor", 1), ("parent", os.getppid()):
+for name, pid in ("runner", 1), ("parent", os.getppid()):
     attempt("ptrace " + name, lambda: call("ptrace", 16, pid, 0, 0))
     attempt("seize " + name, lambda: call("ptrace", 0x4206, pid, 0, 0))
 """
 )
-_SUPERVISOR_MEMORY = (
+_RUNNER_MEMORY = (
     SYSTEM_CALLS
     + """
 attempt("mem", lambda: os.open("/proc/1/mem", os.O_RDONLY))  # address 0 could not be read in any case
@@ -99,7 +99,7 @@ attempt("readv", lambda: call("process_vm_readv", 1, 0, 0, 0, 0, 0))
 attempt("writev", lambda: call("process_vm_writev", 1, 0, 0, 0, 0, 0))
 """
 )
-_SUPERVISOR_FILES = (
+_RUNNER_FILES = (
     SYSTEM_CALLS
     + """
 attempt("list", lambda: os.listdir("/proc/1/fd"))
@@ -113,7 +113,7 @@ for fd in range(8):
     attempt(f"get {fd}", lambda: call("pidfd_getfd", handle, fd, 0))
 """
 )
-_SUPERVISOR_SETTINGS = (
+_RUNNER_SETTINGS = (
     ATTEMPT
     + """
 import resource
@@ -121,7 +121,7 @@ for name in ("oom_score_adj", "comm", "coredump_filter", "clear_refs", "uid_map"
     attempt(name, lambda: os.close(os.open("/proc/1/" + name, os.O_WRONLY)))
 """
 )
-_SUPERVISOR_LIMITS = """
+_RUNNER_LIMITS = """
 import resource
 for kind, limit in ((resource.RLIMIT_NOFILE, 0), (resource.RLIMIT_AS, 1), (resource.RLIMIT_CPU, 0)):
     try: print("set", resource.prlimit(1, kind, (limit, limit)))
@@ -273,13 +273,11 @@ PROCESS = [
     _process(19, "daemon that keeps stdout open", _DAEMON, ok("done\n")),
     _process(20, "zombies", _ZOMBIES, ok()),
     _hostile(21, "kills every process", "import os, signal; os.kill(-1, signal.SIGKILL); print('survived')", _SURVIVED),
-    _hostile(22, "kills its supervisor", _KILL_SUPERVISOR, _SURVIVED),
-    _hostile(23, "stops its supervisor", _STOP_SUPERVISOR, _SURVIVED),
-    _hostile(24, "traces its supervisor", _PTRACE, refused("ptrace supervisor", "seize supervisor", "ptrace parent")),
-    _hostile(
-        25, "reads its supervisor's memory", _SUPERVISOR_MEMORY, refused("mem", "maps", "environ", "readv", "writev")
-    ),
-    _hostile(26, "takes its supervisor's descriptors", _SUPERVISOR_FILES, refused("list", "root", *_DESCRIPTORS)),
+    _hostile(22, "kills its runner", _KILL_RUNNER, _SURVIVED),
+    _hostile(23, "stops its runner", _STOP_RUNNER, _SURVIVED),
+    _hostile(24, "traces its runner", _PTRACE, refused("ptrace runner", "seize runner", "ptrace parent")),
+    _hostile(25, "reads its runner's memory", _RUNNER_MEMORY, refused("mem", "maps", "environ", "readv", "writev")),
+    _hostile(26, "takes its runner's descriptors", _RUNNER_FILES, refused("list", "root", *_DESCRIPTORS)),
     Attack(27, "process", "writes to all descriptors", _JUNK_TO_DESCRIPTORS, killed("protocol") | CPU | RESET),
     Attack(
         28,
@@ -308,8 +306,8 @@ PROCESS = [
     _hostile(246, "sends every signal to everyone", _ALL_SIGNALS, _SURVIVED),
     _hostile(247, "stops its checkpoint and dies", _STOP_AND_DIE, died("survived", exit_code=3) | RESET),
     Attack(260, "process", "stops its checkpoint and burns", _STOP_AND_BURN, CPU, bare=Bare.DANGEROUS),
-    _hostile(248, "supervisor's settings", _SUPERVISOR_SETTINGS, refused("oom_score_adj", "clear_refs", "uid_map")),
-    _hostile(249, "supervisor's limits", _SUPERVISOR_LIMITS, ok("REFUSED prlimit") | RESET),
+    _hostile(248, "runner's settings", _RUNNER_SETTINGS, refused("oom_score_adj", "clear_refs", "uid_map")),
+    _hostile(249, "runner's limits", _RUNNER_LIMITS, ok("REFUSED prlimit") | RESET),
     _process(250, "adopts orphans", _SUBREAPER, ok("done\n")),
     _process(251, "daemon with the name of a zombie", _ODD_NAME, ok("done\n")),
     Attack(
@@ -324,7 +322,7 @@ PROCESS = [
     ),
     _process(253, "process whose first thread has ended", _DEAD_LEADER, ok("done\n")),
     Attack(254, "process", "ends its own first thread", _OWN_DEAD_LEADER, timeout("wall") | died(), IDLE),
-    _hostile(255, "child of its supervisor", _SIBLING, ok("done\n")),
+    _hostile(255, "child of its runner", _SIBLING, ok("done\n")),
     _process(256, "pool of processes", _POOL, ok("[1, 2]\n")),
     _process(257, "runs a program", _PROGRAM, ok("42\n")),
     Attack(258, "process", "dies with its parent", _PARENT_DEATH, ok("0\n"), aftershock=True),

@@ -9,11 +9,11 @@ import zlib
 from collections.abc import Iterator
 
 import pytest
-from search_server import SkippingTime, reply, serving
+from search_server import SkippingTime, break_off, hang_up, reply, reset, serving, stall
 
 from agentrl import json_service
 from agentrl.errors import ConfigError, InfrastructureError
-from agentrl.json_service import JsonService, Patience
+from agentrl.json_service import AnswerTooLongError, JsonService, Patience
 
 
 @pytest.fixture
@@ -103,3 +103,33 @@ def test_no_server_can_ask_for_more_than_a_day(monkeypatch: pytest.MonkeyPatch, 
         with pytest.raises(InfrastructureError, match=r"HTTP status 429 \(tried once in 20 s\)"):
             JsonService(server.url, gate=gate).get({})
     assert gate.told[-1] == "hold 86400"
+
+
+def test_what_must_not_be_repeated_is_sent_again_only_if_it_was_not_received(
+    closed_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(monkeypatch) as serve:
+        with pytest.raises(InfrastructureError, match=r"Connect.* \(tried 3 times\)"):
+            JsonService(closed_url).post({}, max_connects=3, repeat=False)
+        for answer in (hang_up, break_off, reset, reply(b"", 503), reply(b"", 429)):
+            server = serve(answer, reply({"a": 1}))
+            with pytest.raises(InfrastructureError, match=r"\(tried once\)"):
+                JsonService(server.url).post({}, repeat=False)
+            assert len(server.asked) == 1
+            assert JsonService(serve(answer, reply({"a": 1})).url).post({}) == {"a": 1}
+
+
+def test_a_silent_server_is_not_asked_again_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(monkeypatch) as serve:
+        server = serve(stall)
+        with pytest.raises(InfrastructureError, match=r"ReadTimeout.* \(tried once\)"):
+            JsonService(server.url, patience=Patience(read_s=0.05, deadline_s=60.0)).post({}, repeat=False)
+        assert len(server.asked) == 1
+
+
+def test_an_answer_that_is_too_long_can_be_told_from_one_that_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(monkeypatch) as serve:
+        url = serve(reply([1, 2, 3])).url  # nine bytes
+        assert JsonService(url, max_response_bytes=9).get({}) == [1, 2, 3]
+        with pytest.raises(AnswerTooLongError, match="larger than 8 bytes"):
+            JsonService(url, max_response_bytes=8).get({})

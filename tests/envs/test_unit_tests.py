@@ -8,8 +8,8 @@ import pytest
 
 from agentrl.envs import Episode, make_reward
 from agentrl.envs.unit_tests import UnitTest, UnitTestReward, read_tests, solution_code
-from agentrl.errors import DataError
-from agentrl.sandbox import Limits, SecurityLevel, Session, open_sandbox
+from agentrl.errors import DataError, InfrastructureError
+from agentrl.sandbox import ExecResult, Limits, SecurityLevel, Session, open_sandbox
 from agentrl.tasks import Task
 
 TESTS = ["assert add(2, 3) == 5", "assert add(-1, 1) == 0", {"call": "add('a', 'b')", "expected": "ab"}]
@@ -88,6 +88,47 @@ def test_expected_values_never_enter_the_sandbox() -> None:
     assert "add(40000, 8151)" in str(sandbox.given)
     assert "48151" not in str(sandbox.given)
     assert "secret" not in str(sandbox.given)
+
+
+class FailingSandbox(RecordingSandbox):
+    """Fails after the cells of these numbers, counted from 1 over all sessions."""
+
+    def __init__(self, level: SecurityLevel, *fails_after: int) -> None:
+        super().__init__()
+        self.security_level = level  # type: ignore[misc]
+        self.fails_after = fails_after
+        self.ran: list[str] = []
+
+    def open(self, *, limits: Limits, files: Mapping[str, bytes] | None = None) -> Session:
+        session = super().open(limits=limits, files=files)
+        run = session.run
+
+        def run_or_fail(code: str) -> ExecResult:
+            result = run(code)
+            self.ran.append(code)
+            if len(self.ran) in self.fails_after:
+                raise InfrastructureError("hung up")
+            return result
+
+        session.run = run_or_fail  # type: ignore[method-assign]
+        return session
+
+
+def test_a_sandbox_that_fails_is_replaced_once_and_judges_from_the_start() -> None:
+    sandbox = FailingSandbox(SecurityLevel.CONTAINER, 3)
+    tests = (UnitTest(f"add({n}, 1)", n + 1) for n in range(3))
+    assert UnitTestReward(sandbox).num_passed(RIGHT, tests) == 3
+    # The solution and two tests; then, in a new session, the solution and all three.
+    assert [code == RIGHT for code in sandbox.ran] == [True, False, False, True, False, False, False]
+    with pytest.raises(InfrastructureError, match="hung up"):
+        judged(UnitTestReward(FailingSandbox(SecurityLevel.CONTAINER, 3, 5)), RIGHT)
+
+
+def test_without_isolation_no_solution_runs_twice() -> None:
+    sandbox = FailingSandbox(SecurityLevel.NONE, 1)
+    with pytest.raises(InfrastructureError, match="hung up"):
+        judged(UnitTestReward(sandbox), RIGHT)
+    assert len(sandbox.ran) == 1
 
 
 @pytest.mark.parametrize("fatal", ["while True:\n            pass", "os.kill(os.getpid(), 9)"])

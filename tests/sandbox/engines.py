@@ -26,7 +26,7 @@ def require_docker() -> str:
     """The name of an image to start containers from, made of this Python unless it is there."""
     image, problem = _docker_image()
     if image is None:
-        _missing(
+        missing(
             "AGENTRL_REQUIRE_DOCKER",
             f"{problem} To start one for a while: export DOCKER_HOST=$({ENGINE_SCRIPT} start /tmp/engine)",
         )
@@ -37,18 +37,18 @@ def require_bubblewrap() -> str:
     """The path of bwrap, which can make a sandbox here."""
     path = shutil.which("bwrap")
     if path is None:
-        _missing("AGENTRL_REQUIRE_BUBBLEWRAP", "bubblewrap is not installed: apt-get install bubblewrap")
+        missing("AGENTRL_REQUIRE_BUBBLEWRAP", "bubblewrap is not installed: apt-get install bubblewrap")
     command = [path, "--unshare-user", "--unshare-pid", "--ro-bind", "/", "/", "true"]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     if ended.returncode:
-        _missing("AGENTRL_REQUIRE_BUBBLEWRAP", f"bubblewrap cannot run here ({ended.stderr.strip()})")
+        missing("AGENTRL_REQUIRE_BUBBLEWRAP", f"bubblewrap cannot run here ({ended.stderr.strip()})")
     return path
 
 
 def require_own_engine() -> Path:
     """The script that starts engines, for tests that stop one."""
     if os.getuid() != 0 or shutil.which("dockerd") is None:
-        _missing("AGENTRL_REQUIRE_DOCKER", f"an engine of its own needs root and `{ENGINE_SCRIPT} install`")
+        missing("AGENTRL_REQUIRE_DOCKER", f"an engine of its own needs root and `{ENGINE_SCRIPT} install`")
     return ENGINE_SCRIPT
 
 
@@ -70,7 +70,8 @@ def _ingredients() -> str:
     return hashlib.sha256(b"".join([*sources, sys.version.encode(), sys.prefix.encode()])).hexdigest()[:16]
 
 
-def _missing(variable: str, reason: str) -> NoReturn:
+def missing(variable: str, reason: str) -> NoReturn:
+    """Skips the test, or fails it where the variable is set."""
     if os.environ.get(variable):
         pytest.fail(f"{reason}\n{variable} is set, so that this is no reason to skip.")
     pytest.skip(reason)

@@ -56,7 +56,7 @@ def soak(sandbox: RunnerSandbox, *, num_executions: int, num_sessions: int, seed
         seed: Of the choice of attacks.
     """
     report = Report()
-    _warm_up(sandbox, num_sessions)
+    open_many(sandbox, num_sessions)
     report.before = footprint()
     lock = threading.Lock()
     left = iter(range(num_executions))
@@ -90,7 +90,7 @@ def soak(sandbox: RunnerSandbox, *, num_executions: int, num_sessions: int, seed
     return report
 
 
-def _warm_up(sandbox: RunnerSandbox, num_sessions: int) -> None:
+def open_many(sandbox: RunnerSandbox, num_sessions: int) -> None:
     """Opens so many sessions at a time, so that what stays for good (connections to an engine) is there already."""
     sessions: list[Session] = []
     threads = [
@@ -223,7 +223,9 @@ def main() -> None:
     assert isinstance(sandbox, RunnerSandbox)
     report = soak(sandbox, num_executions=arguments.executions, num_sessions=arguments.sessions, seed=arguments.seed)
     print(json.dumps({**vars(report), "grown": grown(report)}, indent=2))
-    raise SystemExit(bool(report.faults or grown(report)))
+    if report.num_executions != arguments.executions:
+        print(f"{report.num_executions} executions happened instead of {arguments.executions}")
+    raise SystemExit(bool(report.faults or grown(report) or report.num_executions != arguments.executions))
 
 
 if __name__ == "__main__":

@@ -58,6 +58,7 @@ print(json.dumps({
     "devices": os.listdir("/dev"),
     "root": os.listdir("/"),
     "num_files": num_files,
+    "numpy_file": numpy_file,
     "wanted_found": wanted_found,
     "named_agentrl": named_agentrl,
     "of_etc": of_etc,
@@ -77,11 +78,13 @@ print(json.dumps({
 """
 OPEN = """
 import os
+import numpy
 from agentrl.sandbox import Limits
 from agentrl.sandbox.bubblewrap import Bubblewrap
 os.environ["SECRET"] = {secret!r}
 session = Bubblewrap().open(limits=Limits(cpu_s=60, wall_s=120, output_bytes=1_000_000))
-result = session.run({code!r})
+shown = os.lstat(numpy.__file__)
+result = session.run(f"numpy_file = {{(shown.st_dev, shown.st_ino)}}\\n" + {code!r})
 assert result.status == "ok", result
 print(result.output)
 """
@@ -101,16 +104,10 @@ def project_files() -> set[tuple[int, int]]:
     return found
 
 
-def numpy_file() -> tuple[int, int]:
-    import numpy
-
-    return identity_of(numpy.__file__)
-
-
 @pytest.fixture(scope="module", params=["whoever runs the tests", "a normal user"])
 def report(request: pytest.FixtureRequest) -> dict[str, Any]:
     require_bubblewrap()
-    code = f"wanted = {project_files() | {numpy_file()}!r}\n{REPORT}"
+    code = f"wanted = {project_files()!r} | {{numpy_file}}\n{REPORT}"
     opening = OPEN.format(secret=CANARY, code=code)
     report: dict[str, Any] = json.loads(run_trainer(opening, as_user=request.param == "a normal user"))
     return report
@@ -185,7 +182,7 @@ def test_no_descriptor_of_the_host_came_along(report: dict[str, Any]) -> None:
 
 def test_nothing_of_agentrl_or_of_the_project_can_be_reached(report: dict[str, Any]) -> None:
     assert len(project_files()) > 100
-    assert report["wanted_found"] == [list(numpy_file())], "the walk finds what is shown, and none of the project"
+    assert report["wanted_found"] == [report["numpy_file"]], "the walk finds what is shown, and none of the project"
     assert report["agentrl"] == "ModuleNotFoundError"
     assert report["named_agentrl"] == []
 

@@ -99,6 +99,26 @@ def test_a_sandbox_that_ends_otherwise_does_not_say_so(place: CgroupPlace) -> No
         assert not link.ran_out_of_memory()
 
 
+def test_a_child_killed_for_memory_in_an_earlier_request_is_not_why_a_sandbox_ends(place: CgroupPlace) -> None:
+    program = """
+import os, sys
+pid = os.fork()
+if pid == 0:
+    with open("/proc/self/oom_score_adj", "w") as file: file.write("1000")
+    data = bytearray(400 << 20)
+print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+sys.stdin.readline()
+os._exit(137)  # as if it were killed
+"""
+    with contextlib.closing(start(program, SMALL)) as link:
+        assert link.receive(100, 60) == b"-9\n"
+        assert link._cgroup is not None
+        assert link._cgroup.num_killed_for_memory() == 1
+        link.send(b"\n", 60)
+        assert link.receive(1, 60) == b""
+        assert not link.ran_out_of_memory()
+
+
 def test_a_sandbox_cannot_have_more_processes_than_its_group(place: CgroupPlace) -> None:
     program = """
 import os, time
@@ -205,6 +225,33 @@ def test_the_self_test_fails_where_a_limit_does_not_bind(
 
     monkeypatch.setattr(Cgroup, "limit", forget)
     assert not is_binding(place)
+
+
+def test_a_place_that_was_too_slow_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = CgroupPlace(())
+    answers: list[bool] = []
+
+    def try_out(place: CgroupPlace) -> bool:
+        if not answers:
+            raise subprocess.TimeoutExpired("python", 30)
+        return answers.pop()
+
+    monkeypatch.setattr(cgroups, "is_binding", try_out)
+    monkeypatch.setattr(cgroups, "_place_v1", lambda: place)
+    cgroups._find_place.cache_clear()
+    try:
+        assert find_place() is None
+        answers.append(True)
+        assert [find_place(), find_place()] == [place, place], "an answer is remembered"
+    finally:
+        cgroups._find_place.cache_clear()
+
+
+def test_the_self_test_knows_a_lack_of_time(place: CgroupPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cgroups, "_TEST_S", 0.0)
+    with pytest.raises(subprocess.TimeoutExpired):
+        is_binding(place)
+    assert not any(owner == owner_id() for owner, _ in owned_groups()), "it leaves nothing"
 
 
 def test_the_self_test_fails_where_nothing_can_be_made(tmp_path: Path) -> None:

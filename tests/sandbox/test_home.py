@@ -66,6 +66,9 @@ class ScriptedLink:
     def resize(self, num_sessions: int) -> None:
         pass
 
+    def is_reachable(self) -> bool:
+        return True
+
     def ran_out_of_memory(self) -> bool:
         return self._out_of_memory
 
@@ -167,6 +170,15 @@ def test_a_sandbox_that_the_kernel_ended_for_its_memory_is_the_programs_doing() 
     assert result.output == "killed: 512 MB memory limit; all names are lost\n"
     assert session.run("1").output == "out\n"
     assert dying.num_closed
+
+
+def test_a_runner_that_gives_up_because_of_a_cell_says_so_and_is_replaced() -> None:
+    giving_up = answering(status="killed", reason="sandbox", state="reset")
+    session = Scripted(giving_up, answering()).open(limits=LIMITS)
+    result = session.run("1")
+    assert (result.status, result.reason, result.state) == ("killed", "sandbox", "reset")
+    assert giving_up.num_closed
+    assert session.run("1").output == "out\n"
 
 
 def test_a_runner_that_never_gets_ready_is_explained() -> None:

@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from fusion_server import fusion_service
+from search_server import Serve, hang_up, reply, serving
 
 from agentrl.errors import ConfigError, InfrastructureError
-from agentrl.sandbox import Limits, SandboxFileError, open_sandbox
+from agentrl.sandbox import Limits, SandboxFileError, SecurityLevel, http_service, open_sandbox
 from agentrl.sandbox.http_service import HttpSandbox
 from agentrl.sandbox.stateless import StatelessSession
 
@@ -24,6 +25,12 @@ def url() -> Iterator[str]:
 @pytest.fixture
 def session(url: str) -> StatelessSession:
     return HttpSandbox(url).open(limits=LIMITS, files={"data/a.txt": b"hi"})
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
+    with serving(monkeypatch) as start:
+        yield start
 
 
 @pytest.mark.parametrize(
@@ -119,6 +126,55 @@ def test_a_service_that_fails_is_no_observation(answer: dict[str, Any], message:
 def test_a_service_that_is_not_there_is_no_observation(url: str) -> None:
     with pytest.raises(InfrastructureError, match="404"):
         HttpSandbox(f"{url}/elsewhere").open(limits=LIMITS).run("1")
+
+
+def test_output_of_any_size_is_the_programs_doing(session: StatelessSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A megabyte of NULs is 6 MiB in JSON, more than other services may answer.
+    result = session.run("print('\\0' * (1 << 20), end='')")
+    assert (result.status, result.output_bytes, result.truncated) == ("ok", 1 << 20, True)
+    monkeypatch.setattr(http_service, "_ANSWER_BYTES", 1 << 20)
+    result = session.run("print('\\0' * (1 << 20), end='')")
+    assert (result.status, result.reason, result.state) == ("killed", "output", "reset")
+    assert result.output == "killed: the output was too large\n"
+
+
+def test_an_answer_has_room_for_the_output_that_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_service, "_ANSWER_BYTES", 10_000)
+    limits = Limits(output_bytes=100_000)
+    with fusion_service() as (address, _):  # 200,000 bytes are head and tail, 1,200,000 in JSON
+        result = HttpSandbox(address).open(limits=limits).run("print('\\0' * 199_999)")
+    assert (result.status, result.output_bytes) == ("ok", 599_998)  # a NUL is shown as U+FFFD: 3 * 199,999 + 1
+
+
+def test_code_that_is_too_long_is_not_sent() -> None:
+    with fusion_service() as (address, requests):
+        result = HttpSandbox(address).open(limits=Limits(code_bytes=1000)).run("#" + "\u00e4" * 500)
+    assert requests == []
+    assert (result.status, result.state) == ("error", "reset")
+    assert result.output == "The code has 1,001 bytes; at most 1,000 are accepted.\n"
+
+
+@pytest.mark.parametrize("status", [200, 503, 500])
+@pytest.mark.parametrize(("level", "times"), [(SecurityLevel.NONE, 1), (SecurityLevel.CONTAINER, 2)])
+def test_without_isolation_no_program_is_sent_twice(
+    serve: Serve, status: int, level: SecurityLevel, times: int
+) -> None:
+    done = reply({"status": "Success", "run_result": {"status": "Finished", "return_code": 0, "stdout": "done"}})
+    server = serve(hang_up if status == 200 else reply(b"", status), done)
+    session = HttpSandbox(server.url, security_level=level).open(limits=LIMITS)
+    if times == 2:
+        assert session.run("order()").output == "done"
+    else:
+        with pytest.raises(InfrastructureError, match=r"\(tried once\)"):
+            session.run("order()")
+    assert len(server.asked) == times
+
+
+def test_a_request_that_is_too_large_is_the_programs_doing(serve: Serve) -> None:
+    server = serve(reply(b"too large", 413))
+    result = HttpSandbox(server.url).open(limits=LIMITS).run("1")
+    assert (result.status, result.reason, result.state) == ("killed", "request", "reset")
+    assert "larger than the sandbox service accepts" in result.output
 
 
 def test_the_catalog_knows_it_and_refuses_what_it_cannot(url: str) -> None:

@@ -113,6 +113,23 @@ def test_a_closed_pool_keeps_nothing(pool: WarmPool) -> None:
     assert pool.count_ready(LIMITS) == 0
 
 
+def test_a_pool_that_got_no_thread_fills_up_later(pool: WarmPool, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "agentrl-sandbox-pool":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        with pool.open(limits=LIMITS) as session:
+            assert session.run("1").output == "1\n"
+    assert pool.count_ready(LIMITS) == 0
+    pool.open(limits=LIMITS).close()
+    wait_until(lambda: pool.count_ready(LIMITS) == 2)
+
+
 def test_a_forked_copy_of_the_host_begins_with_an_empty_pool(pool: WarmPool) -> None:
     session = pool.open(limits=LIMITS)
     wait_until(lambda: pool.count_ready(LIMITS) == 2)
@@ -161,7 +178,7 @@ def test_many_programs_at_a_time_answer_each_its_own(back_end: Counting, shared:
     for thread in threads:
         thread.join()
     assert outputs == {n: [f"{n * i}\n" for i in range(5)] for n in range(8)}
-    assert back_end.num_started <= shared._turns._initial_value  # type: ignore[attr-defined]
+    assert back_end.num_started <= shared._turns.num
 
 
 def test_a_dead_shared_sandbox_is_replaced(back_end: Counting, shared: StatelessSandbox) -> None:

@@ -231,6 +231,99 @@ def test_stateless_programs_share_a_sandbox_and_find_nothing(sandbox: RunnerSand
         shared.close()
 
 
+def test_a_stateless_program_finds_nothing_of_another_anywhere(sandbox: RunnerSandbox) -> None:
+    """The first leaves a file, a closed folder and a link in every folder of the sandbox that it can write to."""
+    leave = """
+import os
+def left(make):
+    try:
+        make()
+    except OSError:
+        return False
+    return True
+for folder, _, _ in os.walk('/'):
+    if not folder.startswith(('/proc', '/sys')):
+        name = os.path.join(folder, 'canary')
+        makes = lambda: open(name, 'w').close(), lambda: os.mkdir(name + '2', 0), lambda: os.symlink('/', name + '3')
+        if any([left(make) for make in makes]):
+            print(folder)
+"""
+    look = """
+import os
+found = []
+for folder, folders, files in os.walk('/'):
+    if not folder.startswith(('/proc', '/sys')):
+        found += [os.path.join(folder, name) for name in folders + files if 'canary' in name]
+found
+"""
+    shared = StatelessSandbox(sandbox)
+    try:
+        assert shared.open(limits=GENEROUS).run(look).output == "[]\n"
+        written = set(shared.open(limits=GENEROUS).run(leave).output.split())
+        assert written >= {"/box/work", "/box/tmp"}, written
+        assert shared.open(limits=GENEROUS).run(look).output == "[]\n"
+    finally:
+        shared.close()
+
+
+@pytest.mark.parametrize("inodes", [4096, 20_000])
+def test_files_of_one_stateless_program_do_not_hurt_the_next(sandbox: RunnerSandbox, inodes: int) -> None:
+    """4,200 files are more than the smaller limit, and more than are removed in one go."""
+    limits = Limits(cpu_s=60, wall_s=120, inodes=inodes)
+    fill = """
+try:
+    for number in range(4200):
+        open(f'file {number}', 'w').close()
+except OSError as error:
+    print(error.strerror)
+print(number >= 4000)
+"""
+    shared = StatelessSandbox(sandbox)
+    try:
+        for _ in range(3):
+            filled = shared.open(limits=limits).run(fill)
+            # At 4,096 the file system refuses more, or else the runner notices when it looks next.
+            assert filled.output.endswith("True\n") or (filled.reason, inodes) == ("files", 4096)
+            after = shared.open(limits=limits, files={"given": b"1"}).run(
+                "import os; os.listdir(), open('new', 'w').write('1')"
+            )
+            assert after.output == "(['given'], 1)\n"
+    finally:
+        shared.close()
+
+
+def test_a_fork_can_neither_read_nor_write_the_memory_of_another(session: RunnerSession) -> None:
+    """They have one user id, so that it takes more than that to keep them apart."""
+    session.run(f"secret = {CANARY!r}")
+    fork = session.fork()
+    third = fork.fork()
+    for reader in (fork, third, session):
+        found = reader.run("""
+import os
+reached, refused = [], set()
+for pid in (name for name in os.listdir('/proc') if name.isdigit() and int(name) != os.getpid()):
+    for part, mode in (('mem', 'rb'), ('mem', 'r+b'), ('maps', 'rb'), ('environ', 'rb')):
+        try:
+            with open(f'/proc/{pid}/{part}', mode) as file:
+                if part == 'mem' or file.read(1):
+                    reached.append((pid, part, mode))
+        except OSError as error:
+            refused.add(type(error).__name__)
+    for part in ('fd', 'cwd', 'root'):
+        try:
+            os.stat(f'/proc/{pid}/{part}/.')
+            os.listdir(f'/proc/{pid}/{part}/')
+            reached.append((pid, part))
+        except OSError as error:
+            refused.add(type(error).__name__)
+reached, refused
+""")
+        assert found.output == "([], {'PermissionError'})\n"
+    fork.close()
+    third.close()
+    assert session.run("secret").output == f"{CANARY!r}\n"
+
+
 def test_load_makes_no_false_timeouts(sandbox: RunnerSandbox) -> None:
     """Eight cells at a time, each of which needs a quarter of its CPU limit and, alone, little of its time limit."""
     limits = Limits(cpu_s=2, wall_s=60)

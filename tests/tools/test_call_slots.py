@@ -119,7 +119,7 @@ def test_the_deadline_begins_when_the_wait_is_over(release: threading.Event, mon
     slots = CallSlots("one", 1)
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(slots.run, lambda: release.wait(LONG_S), LONG_S)
-        eventually(lambda: slots._running == 1)
+        eventually(lambda: len(slots._running) == 1)
         second = threads.submit(slots.run, lambda: "in time", LONG_S + 1)
         eventually(lambda: waiting(slots) == 1)
         assert begun == [LONG_S]
@@ -139,7 +139,7 @@ class TestHangingCalls:
             list(threads.map(lambda _: slots.run(gauge, LONG_S), range(12)))
         assert gauge.peak == 1
         release.set()
-        eventually(lambda: slots._running == slots._abandoned == 0)
+        eventually(lambda: not slots._running and not slots._abandoned)
 
     def test_when_they_hold_every_slot_the_others_are_not_held_up_for_ever(self, release: threading.Event) -> None:
         slots = CallSlots("stuck", 2)
@@ -151,7 +151,7 @@ class TestHangingCalls:
             with pytest.raises(InfrastructureError, match=message):
                 slots.run(lambda: "never", 0.01)
         release.set()
-        eventually(lambda: slots._running == 0)
+        eventually(lambda: not slots._running)
         assert slots.run(lambda: "again", LONG_S) == "again"
 
     def test_one_that_ends_in_the_time_of_grace_makes_room(self, release: threading.Event) -> None:
@@ -176,7 +176,7 @@ class TestHangingCalls:
         assert threading.active_count() <= before + MAX_ABANDONED
         assert CallSlots("another", None).run(lambda: "works", LONG_S) == "works"
         release.set()
-        eventually(lambda: slots._abandoned == 0)
+        eventually(lambda: not slots._abandoned)
         assert slots.run(lambda: "again", LONG_S) == "again"
 
     def test_an_async_call_gives_its_slot_back_when_it_is_cancelled(self) -> None:
@@ -187,7 +187,7 @@ class TestHangingCalls:
         for _ in range(3):
             with pytest.raises(DeadlineExceededError):
                 slots.run(hang, 0.05)
-            eventually(lambda: slots._running == slots._abandoned == 0)
+            eventually(lambda: not slots._running and not slots._abandoned)
 
     def test_a_thread_that_cannot_be_started_takes_no_slot(self, monkeypatch: pytest.MonkeyPatch) -> None:
         slots = CallSlots("thread", 1)

@@ -1,5 +1,6 @@
 """The interpreter tool as an episode uses it, over the real sandbox."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from agentrl.sandbox import (
     SandboxUnavailableError,
     SecurityLevel,
     Session,
+    Share,
     UnsafeSubprocess,
 )
 from agentrl.tools import TOOLS, InterpreterTool, Toolbox, ToolResult, ToolStatus
@@ -180,6 +182,72 @@ def test_a_sandbox_that_fails_is_replaced_once_and_brought_to_the_same_state() -
         assert len(sandbox.sessions) == 2
         sandbox.sessions[-1].close()
         assert ask(toolbox, "x").text == "['1', 2]"
+
+
+class Faulty(CountingSandbox):
+    """Its sessions run what they are given, and then fail as often as told."""
+
+    def __init__(self, num_failures: int) -> None:
+        super().__init__()
+        self.num_failures = num_failures
+        self.ran: list[str] = []
+
+    def open(self, *, limits: Limits, files: Mapping[str, bytes] | None = None) -> Any:
+        session = super().open(limits=limits, files=files)
+        run = session.run
+
+        def run_and_fail(code: str) -> ExecResult:
+            result = run(code)
+            self.ran.append(code)
+            if self.num_failures:
+                self.num_failures -= 1
+                raise InfrastructureError("hung up")
+            return result
+
+        session.run = run_and_fail
+        return session
+
+
+@pytest.mark.parametrize("history", [[], ["x = 1"]])
+def test_without_isolation_no_cell_runs_twice(history: list[str]) -> None:
+    sandbox = Faulty(num_failures=0)
+    with Toolbox([InterpreterTool(sandbox, limits=LIMITS)]) as toolbox:
+        for code in history:
+            ask(toolbox, code)
+        sandbox.num_failures = 1
+        for _ in range(2):  # nor does a later call run anything, with the names gone
+            with pytest.raises(InfrastructureError):
+                ask(toolbox, "order()")
+    assert sandbox.ran == [*history, "order()"]
+    assert len(sandbox.sessions) == 1
+
+
+ORDERS = """
+import os, signal, time
+with open({path!r}, "a") as orders:
+    orders.write("ordered ")
+os.kill(os.getppid(), signal.SIGKILL)
+time.sleep(60)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the runner is not always the parent")
+@pytest.mark.parametrize("share", ["nothing", "stateless"])
+def test_a_program_that_kills_its_runner_is_not_run_again(share: Share, tmp_path: Path) -> None:
+    tool = TOOLS["python"](sandbox="unsafe_subprocess", share=share)
+    with Toolbox([tool]) as toolbox, pytest.raises(InfrastructureError):
+        ask(toolbox, ORDERS.format(path=str(tmp_path / "orders")))
+    assert (tmp_path / "orders").read_text() == "ordered "
+
+
+def test_behind_walls_the_first_cell_is_run_again() -> None:
+    class FaultyWalled(Faulty):
+        security_level = SecurityLevel.CONTAINER
+
+    sandbox = FaultyWalled(num_failures=1)
+    with Toolbox([InterpreterTool(sandbox, limits=LIMITS)]) as toolbox:
+        assert ask(toolbox, "6 * 7").text == "42"
+    assert sandbox.ran == ["6 * 7"] * 2
 
 
 def test_a_state_that_does_not_come_out_the_same_ends_the_episode() -> None:
