@@ -54,6 +54,11 @@ def runner(request: pytest.FixtureRequest) -> Iterator[Runner]:
     runner.close()
 
 
+def _marks(attack: Attack) -> list[pytest.MarkDecorator]:
+    """The published cases run by default; `agentrl sandbox selftest`, which CI runs too, has all of them."""
+    return [] if attack.id <= 75 else [pytest.mark.slow]
+
+
 def test_the_list_is_whole() -> None:
     assert {attack.id for attack in ATTACKS} >= set(range(1, 76))
     assert len(ATTACKS) >= 241
@@ -62,7 +67,7 @@ def test_the_list_is_whole() -> None:
 @pytest.mark.parametrize(
     ("runner", "attack"),
     [
-        pytest.param(back_end, attack, id=f"{back_end}-{attack.id}-{attack.name}")
+        pytest.param(back_end, attack, id=f"{back_end}-{attack.id}-{attack.name}", marks=_marks(attack))
         for back_end in BACK_ENDS
         for attack in ATTACKS
     ],

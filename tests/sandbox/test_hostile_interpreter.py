@@ -102,8 +102,6 @@ def test_a_long_refusal_to_fork_is_cut(session: RunnerSession) -> None:
     with pytest.raises(ForkError) as refused:
         session.fork()
     assert len(str(refused.value)) < 1000
-    session.run("x")  # what it sent stands in the channel: the names may be lost, and then the result says so
-    assert session.run("2").output == "2\n"
 
 
 def test_descriptors_that_a_cell_attaches_are_not_kept(session: RunnerSession) -> None:

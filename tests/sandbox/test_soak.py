@@ -8,10 +8,10 @@ from agentrl.sandbox import RunnerSandbox
 
 
 def test_nothing_is_lost_and_nothing_is_left(sandbox: RunnerSandbox) -> None:  # noqa: F811
-    report = soak(sandbox, num_executions=240, num_sessions=6)
+    report = soak(sandbox, num_executions=160, num_sessions=4)
     assert report.faults == []
-    assert report.num_executions == 240
-    assert report.num_attacks > 10
+    assert report.num_executions == 160
+    assert report.num_attacks > 5
     assert grown(report) == {}
 
 
