@@ -50,8 +50,8 @@ class CodeInterpreterEnv(ProceduralEnv):
 
     Arguments:
         level: 1 to 3, or a list of levels of which every task draws one. Default 1.
-        sandbox: Name of the sandbox that runs the code; see docs/sandboxes.md. Default "auto": docker, else bubblewrap, else
-            an error that says what to install.
+        sandbox: Name of the sandbox that runs the code; see docs/sandboxes.md. Default "auto": docker, else
+            bubblewrap, else an error that says what to install.
         seed: Names the whole family of tasks. Default 0.
         split: "train" or "test".
         render_mode: None or "ansi".

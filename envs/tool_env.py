@@ -343,9 +343,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             if self._episode.done:
                 self._close_toolbox()
 
-    def _judged_position(
-        self, task: Task, new: list[Message], played: bool
-    ) -> tuple[str, float, bool, bool, JsonDict]:
+    def _judged_position(self, task: Task, new: list[Message], played: bool) -> tuple[str, float, bool, bool, JsonDict]:
         episode = self._episode
         reward = float(self.turn_reward(task, episode)) if played else 0.0
         info: JsonDict = {"task_id": task.id, "messages": copy.deepcopy(new)}

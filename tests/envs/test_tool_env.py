@@ -399,7 +399,7 @@ def test_a_reward_can_look_at_what_the_agent_has_made() -> None:
     assert env.step("Done.")[1] == 1.0
     with pytest.raises(gymnasium.error.ResetNeeded):
         env.toolbox  # noqa: B018
+    env.reset(seed=0)
     with pytest.raises(LookupError, match="Did you mean 'python'"):
-        env.reset(seed=0)
         env.toolbox["pyton"]
     env.close()

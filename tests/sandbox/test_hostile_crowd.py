@@ -18,7 +18,7 @@ GROUPS = ("memory", "process", "output", "exit", "fs", "kernel", "state")
 CELLS = 8
 
 
-@pytest.mark.parametrize("num_sessions", [16, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_sessions", [8, pytest.param(64, marks=pytest.mark.slow)])
 def test_the_others_get_their_answers(num_sessions: int) -> None:
     require_bubblewrap()
     crowd = Crowd(Bubblewrap(), num_sessions)
