@@ -8,18 +8,17 @@ from contextlib import ExitStack
 from typing import Any, Self
 
 import gymnasium
-import numpy as np
 
 from agentrl import messages as msg
 from agentrl.chat.tool_calls import parse_tool_calls, visible_text
 from agentrl.envs.episode import CallRecord, Episode
+from agentrl.envs.exchange import as_text, checked_text, task_option
 from agentrl.envs.reward_parts import parts_of_return
 from agentrl.envs.spaces import TextSpace
 from agentrl.errors import ConfigError, ForkError, InfrastructureError, UnforkableStateError
 from agentrl.journal import CallLog
 from agentrl.messages import JsonDict, MalformedCall, Message, ToolCall
 from agentrl.tasks import Task
-from agentrl.text import clean_text
 from agentrl.tools.core import Tool, ToolResult
 from agentrl.tools.toolbox import Toolbox
 from agentrl.trajectory import StopReason
@@ -189,7 +188,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         """
         super().reset(seed=seed)
         task_set = self.task_set()
-        index = _task_option(options or {})
+        index = task_option(options or {})
         if index is None:
             index = int(self.np_random.integers(len(task_set)))
         if not 0 <= index < len(task_set):
@@ -200,7 +199,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         self._episode = Episode(messages=self._opening(self._task))
         info = {"task_id": self._task.id, "messages": self._episode.messages, "tools": self._toolbox.schemas}
         info |= self._named_state(self._task)
-        return _as_text(self._episode.messages, "user"), copy.deepcopy(info)
+        return as_text(self._episode.messages, "user"), copy.deepcopy(info)
 
     def step(self, action: str) -> tuple[str, float, bool, bool, JsonDict]:
         """Plays one assistant turn.
@@ -215,7 +214,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         """
         task, toolbox = self._running()
         episode = self._episode
-        action = _checked_text(action)
+        action = checked_text(action)
         calls = parse_tool_calls(action)
         episode.messages.append(msg.assistant(action))
         new: list[Message] = []
@@ -242,7 +241,7 @@ class ToolEnv(gymnasium.Env[str, str]):
             gymnasium.error.ResetNeeded: The episode has ended, or none was started.
         """
         task, _ = self._running()
-        action = _checked_text(action)
+        action = checked_text(action)
         if action:
             self._episode.messages.append(msg.assistant(action))
             self._episode.num_turns += 1
@@ -363,7 +362,7 @@ class ToolEnv(gymnasium.Env[str, str]):
         if episode.done:
             info["result"] = episode.summary(success)
         truncated = episode.stop_reason is not None and episode.stop_reason.is_truncation
-        return _as_text(new, "tool"), reward, episode.done and not truncated, truncated, info
+        return as_text(new, "tool"), reward, episode.done and not truncated, truncated, info
 
     def _judged(self, task: Task, turns: float) -> float:
         """The reward of the finished episode; of one in parts, the episode keeps them."""
@@ -384,30 +383,3 @@ class ToolEnv(gymnasium.Env[str, str]):
         if self._toolbox is not None:
             toolbox, self._toolbox = self._toolbox, None
             toolbox.close()
-
-
-def _task_option(options: Mapping[str, Any]) -> int | None:
-    """The index in `options={"task": index}`.
-
-    Raises:
-        ConfigError: Another option, or an index that is no integer.
-    """
-    unknown = sorted(set(options) - {"task"})
-    if unknown:
-        raise ConfigError(f'reset() does not know the option {unknown[0]!r}; it takes options={{"task": index}}.')
-    index = options.get("task")
-    if index is None:
-        return None
-    if isinstance(index, bool) or not isinstance(index, int | np.integer):
-        raise ConfigError(f"The option 'task' is the index of a task, got {index!r}.")
-    return int(index)
-
-
-def _checked_text(action: object) -> str:
-    if not isinstance(action, str):
-        raise gymnasium.error.InvalidAction(f"An action is the text of one turn, got {type(action).__name__}.")
-    return clean_text(action)
-
-
-def _as_text(messages: Sequence[Message], role: msg.Role) -> str:
-    return "\n\n".join(message["content"] for message in messages if message["role"] == role)

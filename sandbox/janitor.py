@@ -14,6 +14,7 @@ import threading
 from pathlib import Path
 
 import agentrl
+from agentrl.forking import fresh_after_fork
 from agentrl.sandbox import cleanup, pidfd
 
 _WAIT = """
@@ -84,4 +85,4 @@ def _start() -> None:
 
 
 _janitor = _Janitor()
-os.register_at_fork(after_in_child=_janitor.forget)
+fresh_after_fork(_janitor, _Janitor.forget)
