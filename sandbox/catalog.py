@@ -7,9 +7,9 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 from agentrl.errors import ConfigError
 from agentrl.registry import Registry
-from agentrl.sandbox.bubblewrap import Bubblewrap
+from agentrl.sandbox.bubblewrap.sandbox import Bubblewrap
 from agentrl.sandbox.core import Sandbox, SandboxUnavailableError, SecurityLevel
-from agentrl.sandbox.docker_sandbox import DockerSandbox
+from agentrl.sandbox.docker.sandbox import DockerSandbox
 from agentrl.sandbox.http_service import HttpSandbox
 from agentrl.sandbox.pool import WarmPool
 from agentrl.sandbox.session import RunnerSandbox

@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 
 from agentrl.errors import AgentRLError
-from agentrl.sandbox.cgroups import Cgroup, owned_groups
+from agentrl.sandbox.linux.cgroups import Cgroup, owned_groups
 from agentrl.sandbox.owner import is_dead, owner_in
-from agentrl.sandbox.process_tree import kill_descendants, send_signal
-from agentrl.sandbox.session_folder import remove_folder
+from agentrl.sandbox.runner.process_tree import kill_descendants, send_signal
+from agentrl.sandbox.runner.session_folder import remove_folder
 
 PROCESS_PREFIX = "agentrl-sandbox-"
 """Begins the name of the outer process of a bubblewrap sandbox."""
@@ -116,7 +116,7 @@ def _may_change(path: Path) -> bool:
 def _remove_containers() -> list[str]:
     if "DOCKER_HOST" not in os.environ and not os.path.exists(_ENGINE_SOCKET):
         return []
-    from agentrl.sandbox.docker_engine import Engine
+    from agentrl.sandbox.docker.engine import Engine
 
     try:
         num_removed = Engine().remove_leftovers()

@@ -13,10 +13,10 @@ from typing import Any
 from agentrl.errors import InfrastructureError
 from agentrl.forking import fresh_after_fork
 from agentrl.sandbox.core import Limits, SandboxUnavailableError
-from agentrl.sandbox.frames import MAX_FRAME_BYTES, FrameError, encode, read_message
 from agentrl.sandbox.launch import runner_code
 from agentrl.sandbox.link import Started
 from agentrl.sandbox.reaper import end_later
+from agentrl.sandbox.runner.frames import MAX_FRAME_BYTES, FrameError, encode, read_message
 from agentrl.sandbox.slots import Slots
 
 START_S = 60.0

@@ -114,7 +114,7 @@ class HttpSandbox:
 
 def wrap(code: str) -> str:
     """A program that runs `code` as a cell."""
-    cells = Path(__file__).with_name("cells.py").read_text(encoding="utf-8")
+    cells = (Path(__file__).with_name("runner") / "cells.py").read_text(encoding="utf-8")
     return _PROGRAM.format(cells=cells, code=ascii(code), raised=_RAISED)
 
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import agentrl
 from agentrl.forking import fresh_after_fork
-from agentrl.sandbox import cleanup, pidfd
+from agentrl.sandbox import cleanup
+from agentrl.sandbox.linux import pidfd
 
 _WAIT = """
 import sys, time

@@ -20,9 +20,9 @@ MODULES = (
     "cloning",
     "interpreter",
     "cell_watch",
-    "runner",
+    "main",
 )
-"""The files of this package that run inside a sandbox, each after those that it imports. Standard library only."""
+"""The files of `agentrl.sandbox.runner`, each after those that it imports. Standard library only."""
 MIN_PYTHON = (3, 11)
 
 _BOOTSTRAP = f"""
@@ -38,13 +38,13 @@ def read(size):
         data += part
     return data
 sys.path[:] = [entry for entry in sys.path if entry]
-for name in ("agentrl", "agentrl.sandbox"):
+for name in ("agentrl", "agentrl.sandbox", "agentrl.sandbox.runner"):
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = []
 for name, source in json.loads(read(int.from_bytes(read(4), "big"))).items():
     module = sys.modules[name] = types.ModuleType(name)
     exec(compile(source, name, "exec"), module.__dict__)
-main = sys.modules["agentrl.sandbox.runner"].main
+main = sys.modules["agentrl.sandbox.runner.main"].main
 for name in [name for name in sys.modules if name.split(".")[0] == "agentrl"]:
     del sys.modules[name]
 main()
@@ -63,8 +63,10 @@ def runner_command(python: str = "python3") -> list[str]:
 @functools.cache
 def runner_code() -> bytes:
     """What a runner reads first: its own code."""
-    folder = Path(__file__).parent
-    modules = {f"agentrl.sandbox.{name}": (folder / f"{name}.py").read_text(encoding="utf-8") for name in MODULES}
+    folder = Path(__file__).with_name("runner")
+    modules = {
+        f"agentrl.sandbox.runner.{name}": (folder / f"{name}.py").read_text(encoding="utf-8") for name in MODULES
+    }
     body = json.dumps(modules).encode()
     return struct.pack(">I", len(body)) + body
 

@@ -16,7 +16,7 @@ from agentrl.sandbox.home import Home, SandboxDiedError
 from agentrl.sandbox.link import Started
 from agentrl.sandbox.reaper import end_later, ensure_reaper
 from agentrl.sandbox.result import died_result, to_result, too_long_result
-from agentrl.sandbox.session_files import CHUNK_BYTES
+from agentrl.sandbox.runner.session_files import CHUNK_BYTES
 from agentrl.sandbox.slots import Slots
 
 _ATTEMPTS = 4

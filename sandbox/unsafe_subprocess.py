@@ -25,8 +25,8 @@ from agentrl.sandbox.janitor import ensure_janitor
 from agentrl.sandbox.launch import runner_command, runner_environment
 from agentrl.sandbox.link import SocketEnd, Started
 from agentrl.sandbox.owner import owned_name
+from agentrl.sandbox.runner.session_folder import remove_folder
 from agentrl.sandbox.session import RunnerSandbox
-from agentrl.sandbox.session_folder import remove_folder
 
 _CLOSE_S = 10.0
 

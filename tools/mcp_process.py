@@ -17,7 +17,7 @@ from mcp.client.stdio import get_default_environment
 from mcp.shared.message import SessionMessage
 
 from agentrl.errors import ConfigError
-from agentrl.sandbox.process_tree import kill_group
+from agentrl.sandbox.runner.process_tree import kill_group
 from agentrl.tools.mcp_spec import ServerSpec
 
 MAX_MESSAGE_BYTES = 16 << 20

@@ -24,7 +24,7 @@ def build_image_command(
     ] = None,
 ) -> None:
     """Make the image of the sandbox `docker`."""
-    from agentrl.sandbox.image import PACKAGES, build_image
+    from agentrl.sandbox.docker.image import PACKAGES, build_image
 
     image = build_image(tag, base=base, from_host=from_host, packages=package or PACKAGES)
     typer.echo(f"built {tag} ({image.num_bytes / 1e6:.0f} MB)")

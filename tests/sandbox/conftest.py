@@ -5,7 +5,7 @@ from engines import require_docker
 from session_checks import GENEROUS, OpenSession
 
 from agentrl.sandbox import Limits, UnsafeSubprocess
-from agentrl.sandbox.docker_sandbox import DockerSandbox
+from agentrl.sandbox.docker.sandbox import DockerSandbox
 from agentrl.sandbox.session import RunnerSession
 
 

@@ -10,8 +10,8 @@ from typing import Any
 from other_trainers import start_trainer
 
 from agentrl.sandbox import Limits
-from agentrl.sandbox.docker_engine import OWNER_LABEL, Engine
-from agentrl.sandbox.docker_sandbox import DockerSandbox
+from agentrl.sandbox.docker.engine import OWNER_LABEL, Engine
+from agentrl.sandbox.docker.sandbox import DockerSandbox
 from agentrl.sandbox.link import Link
 from agentrl.sandbox.owner import owner_id
 
@@ -24,7 +24,7 @@ def _engine(address: str) -> Engine:
 def start_program(sandbox: DockerSandbox, source: str, limits: Limits | None = None) -> Link:
     """A container that runs a program of the test instead of the runner; it must define `main`."""
     link = sandbox.start(limits or Limits()).link
-    body = json.dumps({"agentrl.sandbox.runner": source}).encode()
+    body = json.dumps({"agentrl.sandbox.runner.main": source}).encode()
     link.send(struct.pack(">I", len(body)) + body, 60)
     return link
 
@@ -47,7 +47,7 @@ def containers_of(owner: str | None = None) -> dict[str, dict[str, Any]]:
 TRAINER = """
 import sys, time
 from agentrl.sandbox import Limits
-from agentrl.sandbox.docker_sandbox import DockerSandbox
+from agentrl.sandbox.docker.sandbox import DockerSandbox
 from agentrl.sandbox.owner import owner_id
 print(owner_id(), flush=True)
 """

@@ -15,9 +15,10 @@ from typing import NoReturn
 
 import pytest
 
-from agentrl.sandbox import SandboxUnavailableError, host_image, host_python
-from agentrl.sandbox.docker_engine import Engine
-from agentrl.sandbox.image import build_image
+from agentrl.sandbox import SandboxUnavailableError, host_python
+from agentrl.sandbox.docker import host_image
+from agentrl.sandbox.docker.engine import Engine
+from agentrl.sandbox.docker.image import build_image
 
 ENGINE_SCRIPT = Path(__file__).resolve().parents[2] / ".ci/engine"
 

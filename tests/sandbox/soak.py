@@ -21,7 +21,7 @@ from agentrl.sandbox import Limits, RunnerSandbox, Session, open_sandbox
 from agentrl.sandbox.attacks.attack import Attack
 from agentrl.sandbox.attacks.catalog import ATTACKS
 from agentrl.sandbox.attacks.surroundings import Surroundings
-from agentrl.sandbox.cgroups import owned_groups
+from agentrl.sandbox.linux.cgroups import owned_groups
 from agentrl.sandbox.owner import owner_id
 
 LIMITS = Limits(cpu_s=0.5, wall_s=20, memory_mb=200, file_mb=8, disk_mb=32, inodes=2000, pids=32, open_files=64)

@@ -10,7 +10,8 @@ from session_checks import GENEROUS, OpenSession, folder_of, processes_in
 from test_session_end import wait_until
 
 from agentrl.errors import InfrastructureError
-from agentrl.sandbox import StatelessSandbox, UnsafeSubprocess, WarmPool, home, session, user_ids
+from agentrl.sandbox import StatelessSandbox, UnsafeSubprocess, WarmPool, home, session
+from agentrl.sandbox.linux import user_ids
 from agentrl.sandbox.session import RunnerSession
 from agentrl.sandbox.slots import Slots
 

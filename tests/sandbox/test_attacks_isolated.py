@@ -8,8 +8,8 @@ from engines import require_bubblewrap, require_docker
 
 from agentrl.sandbox import RunnerSandbox
 from agentrl.sandbox.attacks import ATTACKS, Attack, AttackOutcome, run_attacks
-from agentrl.sandbox.bubblewrap import Bubblewrap
-from agentrl.sandbox.docker_sandbox import DockerSandbox
+from agentrl.sandbox.bubblewrap.sandbox import Bubblewrap
+from agentrl.sandbox.docker.sandbox import DockerSandbox
 
 
 def _bubblewrap() -> RunnerSandbox:

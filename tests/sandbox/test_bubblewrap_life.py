@@ -16,14 +16,14 @@ from other_trainers import command_lines, run_trainer, start_trainer, wait_until
 
 from agentrl.errors import InfrastructureError
 from agentrl.sandbox import Limits
-from agentrl.sandbox.bubblewrap import DEFAULT_PACKAGES, Bubblewrap, _environment, _find_setup
-from agentrl.sandbox.bubblewrap_link import BubblewrapLink
-from agentrl.sandbox.cgroups import owned_groups
+from agentrl.sandbox.bubblewrap.link import BubblewrapLink
+from agentrl.sandbox.bubblewrap.sandbox import DEFAULT_PACKAGES, Bubblewrap, _environment, _find_setup
 from agentrl.sandbox.cleanup import PROCESS_PREFIX
+from agentrl.sandbox.linux.cgroups import owned_groups
+from agentrl.sandbox.linux.pidfd import pidfd_kill, pidfd_open, pidfd_wait
+from agentrl.sandbox.linux.user_ids import FIRST_UID, UserIds
 from agentrl.sandbox.owner import owned_name, owner_id
-from agentrl.sandbox.pidfd import pidfd_kill, pidfd_open, pidfd_wait
-from agentrl.sandbox.process_tree import descendants
-from agentrl.sandbox.user_ids import FIRST_UID, UserIds
+from agentrl.sandbox.runner.process_tree import descendants
 
 GENEROUS = Limits(cpu_s=60, wall_s=120)
 
@@ -155,7 +155,7 @@ def test_a_forked_trainer_opens_its_own() -> None:
     code = (
         "import os\n"
         "from agentrl.sandbox import Limits\n"
-        "from agentrl.sandbox.bubblewrap import Bubblewrap\n"
+        "from agentrl.sandbox.bubblewrap.sandbox import Bubblewrap\n"
         "session = Bubblewrap().open(limits=Limits())\n"
         "session.run('x = 1')\n"
         "if os.fork() == 0:\n"
@@ -229,7 +229,7 @@ def test_a_pidfd_stands_for_one_process() -> None:
 def test_user_ids_are_of_one_process_until_it_ends(tmp_path: Path) -> None:
     path = str(tmp_path / "ids")
     code = (
-        "from agentrl.sandbox.user_ids import UserIds\n"
+        "from agentrl.sandbox.linux.user_ids import UserIds\n"
         f"ids = UserIds({path!r})\n"
         "print(ids.take(), ids.take(), flush=True)\n"
         "import time; time.sleep(60)\n"

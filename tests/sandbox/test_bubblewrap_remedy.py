@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from engines import require_bubblewrap
 
-from agentrl.sandbox import Limits, SandboxUnavailableError, bubblewrap, bubblewrap_remedy
-from agentrl.sandbox.bubblewrap import Bubblewrap, _find_setup
-from agentrl.sandbox.bubblewrap_remedy import remedy
+from agentrl.sandbox import Limits, SandboxUnavailableError
+from agentrl.sandbox.bubblewrap import remedy as bubblewrap_remedy
+from agentrl.sandbox.bubblewrap import sandbox as bubblewrap
+from agentrl.sandbox.bubblewrap.remedy import remedy
+from agentrl.sandbox.bubblewrap.sandbox import Bubblewrap, _find_setup
 from agentrl.sandbox.host_python import HostPython, describe
 
 

@@ -13,7 +13,7 @@ from other_trainers import run_trainer
 
 import agentrl
 from agentrl.sandbox import Limits
-from agentrl.sandbox.bubblewrap_command import Descriptors, sandbox_command
+from agentrl.sandbox.bubblewrap.command import Descriptors, sandbox_command
 from agentrl.sandbox.host_python import HostPython, describe, describe_other
 
 CANARY = "the-answer-is-42"
@@ -80,7 +80,7 @@ OPEN = """
 import os
 import numpy
 from agentrl.sandbox import Limits
-from agentrl.sandbox.bubblewrap import Bubblewrap
+from agentrl.sandbox.bubblewrap.sandbox import Bubblewrap
 os.environ["SECRET"] = {secret!r}
 session = Bubblewrap().open(limits=Limits(cpu_s=60, wall_s=120, output_bytes=1_000_000))
 shown = os.lstat(numpy.__file__)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from agentrl.sandbox.cells import compile_cell, describe_exception, remember_source
+from agentrl.sandbox.runner.cells import compile_cell, describe_exception, remember_source
 
 
 def run(code: str) -> tuple[dict[str, object], object]:

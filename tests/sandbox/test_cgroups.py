@@ -12,10 +12,12 @@ import pytest
 from engines import require_bubblewrap
 
 from agentrl.errors import ForkError
-from agentrl.sandbox import Limits, bubblewrap_link, cgroups
-from agentrl.sandbox.bubblewrap import DEFAULT_PACKAGES, Bubblewrap, _environment, _find_setup
-from agentrl.sandbox.bubblewrap_link import BubblewrapLink
-from agentrl.sandbox.cgroups import Cgroup, CgroupPlace, find_place, is_binding, owned_groups, total_limits
+from agentrl.sandbox import Limits
+from agentrl.sandbox.bubblewrap import link as bubblewrap_link
+from agentrl.sandbox.bubblewrap.link import BubblewrapLink
+from agentrl.sandbox.bubblewrap.sandbox import DEFAULT_PACKAGES, Bubblewrap, _environment, _find_setup
+from agentrl.sandbox.linux import cgroups
+from agentrl.sandbox.linux.cgroups import Cgroup, CgroupPlace, find_place, is_binding, owned_groups, total_limits
 from agentrl.sandbox.owner import owner_id
 
 MB = 1 << 20
@@ -166,7 +168,7 @@ def test_a_fork_for_which_there_is_no_room_is_refused(place: CgroupPlace, monkey
 def test_without_groups_limits_are_best_effort(monkeypatch: pytest.MonkeyPatch) -> None:
     require_bubblewrap()
     monkeypatch.setattr(bubblewrap_link, "find_place", lambda: None)
-    monkeypatch.setattr("agentrl.sandbox.bubblewrap.find_place", lambda: None)
+    monkeypatch.setattr("agentrl.sandbox.bubblewrap.sandbox.find_place", lambda: None)
     assert not Bubblewrap().limits_are_enforced
     with contextlib.closing(Bubblewrap().open(limits=Limits(cpu_s=60, wall_s=120, memory_mb=256, pids=10))) as session:
         code = "import resource; resource.getrlimit(resource.RLIMIT_NPROC), resource.getrlimit(resource.RLIMIT_AS)"

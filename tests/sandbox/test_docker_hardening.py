@@ -10,7 +10,7 @@ from docker_checks import containers_of
 from session_checks import GENEROUS
 from syscall_probe import PROBE, PROBE_ANSWERS
 
-from agentrl.sandbox.docker_sandbox import DockerSandbox
+from agentrl.sandbox.docker.sandbox import DockerSandbox
 from agentrl.sandbox.session import RunnerSession
 
 FACTS = '''

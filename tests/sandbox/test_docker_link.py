@@ -8,7 +8,7 @@ from docker_checks import containers_of, receive_exactly, start_program
 from other_trainers import wait_until
 
 from agentrl.sandbox import Limits
-from agentrl.sandbox.docker_sandbox import DockerSandbox
+from agentrl.sandbox.docker.sandbox import DockerSandbox
 
 ECHO = """
 import os

@@ -19,9 +19,9 @@ from session_checks import GENEROUS
 
 from agentrl.errors import InfrastructureError
 from agentrl.sandbox import SandboxUnavailableError
-from agentrl.sandbox.docker_engine import Engine
-from agentrl.sandbox.docker_sandbox import IMAGE, DockerSandbox
-from agentrl.sandbox.image import build_image
+from agentrl.sandbox.docker.engine import Engine
+from agentrl.sandbox.docker.image import build_image
+from agentrl.sandbox.docker.sandbox import IMAGE, DockerSandbox
 
 
 class OwnEngine:

@@ -15,8 +15,8 @@ from session_checks import GENEROUS
 
 from agentrl.errors import ConfigError, InfrastructureError
 from agentrl.sandbox import Limits, SandboxUnavailableError, SecurityLevel
-from agentrl.sandbox.docker_engine import Engine, _problem
-from agentrl.sandbox.docker_sandbox import DockerSandbox
+from agentrl.sandbox.docker.engine import Engine, _problem
+from agentrl.sandbox.docker.sandbox import DockerSandbox
 
 
 def test_sessions_keep_their_names_and_fork(docker_sandbox: DockerSandbox) -> None:
@@ -135,7 +135,7 @@ def test_a_forbidden_socket_means_that_the_user_needs_the_group(tmp_path: Path) 
         engine.bind(path)
         os.chmod(path, 0o600)
         engine.listen()
-        code = "from agentrl.sandbox.docker_engine import Engine\n"
+        code = "from agentrl.sandbox.docker.engine import Engine\n"
         code += "try: Engine().client()\nexcept Exception as error: print(type(error).__name__, error)"
         with start_trainer(code, as_user=True, env={"DOCKER_HOST": f"unix://{path}"}) as trainer:
             output, _ = trainer.communicate(timeout=120)

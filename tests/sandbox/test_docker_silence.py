@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from agentrl.sandbox import docker_link
-from agentrl.sandbox.docker_engine import Engine
-from agentrl.sandbox.docker_link import DockerLink
+from agentrl.sandbox.docker import link as docker_link
+from agentrl.sandbox.docker.engine import Engine
+from agentrl.sandbox.docker.link import DockerLink
 
 docker = pytest.importorskip("docker")
 

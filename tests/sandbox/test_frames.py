@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from agentrl.sandbox.frames import MAX_FRAME_BYTES, Channel, FrameError, pair
+from agentrl.sandbox.runner.frames import MAX_FRAME_BYTES, Channel, FrameError, pair
 
 
 def frame(body: bytes) -> bytes:

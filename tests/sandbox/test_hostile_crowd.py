@@ -10,7 +10,7 @@ from soak import LONE
 
 from agentrl.sandbox import Limits, RunnerSandbox
 from agentrl.sandbox.attacks import Surroundings
-from agentrl.sandbox.bubblewrap import Bubblewrap
+from agentrl.sandbox.bubblewrap.sandbox import Bubblewrap
 
 PEACEFUL = Limits(cpu_s=20, wall_s=120)
 HOSTILE = Limits(cpu_s=0.3, wall_s=3, memory_mb=200, file_mb=8, disk_mb=32, inodes=2000, pids=32, open_files=64)

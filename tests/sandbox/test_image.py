@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 from agentrl.cli.main import app
 from agentrl.errors import ConfigError, InfrastructureError
-from agentrl.sandbox.docker_engine import Engine
-from agentrl.sandbox.docker_sandbox import DockerSandbox
-from agentrl.sandbox.host_image import _Root, write_root
-from agentrl.sandbox.image import build_image
+from agentrl.sandbox.docker.engine import Engine
+from agentrl.sandbox.docker.host_image import _Root, write_root
+from agentrl.sandbox.docker.image import build_image
+from agentrl.sandbox.docker.sandbox import DockerSandbox
 
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="takes Linux programs into an image")
 

@@ -13,16 +13,17 @@ from other_trainers import command_lines, run_trainer, start_trainer, wait_until
 from typer.testing import CliRunner
 
 from agentrl.cli.main import app
-from agentrl.sandbox import cgroups, cleanup
-from agentrl.sandbox.cgroups import Cgroup, find_place, owned_groups
+from agentrl.sandbox import cleanup
 from agentrl.sandbox.cleanup import FOLDER_PREFIX, PROCESS_PREFIX, clean_up, find_leftovers
+from agentrl.sandbox.linux import cgroups
+from agentrl.sandbox.linux.cgroups import Cgroup, find_place, owned_groups
 from agentrl.sandbox.owner import owned_name, owner_id, owner_in
-from agentrl.sandbox.process_tree import descendants
+from agentrl.sandbox.runner.process_tree import descendants
 
 OPEN = """
 import os, sys, time
 from agentrl.sandbox import Limits, UnsafeSubprocess
-from agentrl.sandbox.bubblewrap import Bubblewrap
+from agentrl.sandbox.bubblewrap.sandbox import Bubblewrap
 from agentrl.sandbox.owner import owner_id
 back_end = {back_end}()
 sessions = [back_end.open(limits=Limits(cpu_s=600, wall_s=600)) for _ in range(2)]
@@ -93,7 +94,7 @@ def test_a_janitor_removes_what_no_runner_can(kill: Callable[[int, int], None]) 
     """A folder, and a group with a process in it, whose runner died before its trainer did."""
     making = (
         "import tempfile\n"
-        "from agentrl.sandbox.cgroups import find_place\n"
+        "from agentrl.sandbox.linux.cgroups import find_place\n"
         "from agentrl.sandbox.cleanup import FOLDER_PREFIX\n"
         "from agentrl.sandbox.janitor import ensure_janitor\n"
         "from agentrl.sandbox.owner import owned_name, owner_id\n"

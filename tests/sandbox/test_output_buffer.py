@@ -5,7 +5,7 @@ import os
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agentrl.sandbox.output import OutputBuffer
+from agentrl.sandbox.runner.output import OutputBuffer
 
 
 @given(st.integers(1, 20), st.lists(st.binary(max_size=50), max_size=20))

@@ -13,15 +13,15 @@ from agentrl.sandbox.session import RunnerSession
 def session(open_session: OpenSession, monkeypatch: pytest.MonkeyPatch) -> RunnerSession:
     code = launch.runner_code()
     modules = json.loads(code[4:])
-    text = modules["agentrl.sandbox.process_tree"]
+    text = modules["agentrl.sandbox.runner.process_tree"]
     assert "/proc/" in text
     assert "_PR_SET_CHILD_SUBREAPER, 1" in text
-    modules["agentrl.sandbox.process_tree"] = text.replace("/proc/", "/no-proc/").replace(
+    modules["agentrl.sandbox.runner.process_tree"] = text.replace("/proc/", "/no-proc/").replace(
         "_PR_SET_CHILD_SUBREAPER, 1", "_PR_SET_CHILD_SUBREAPER, 0"
     )
-    copying = modules["agentrl.sandbox.cloning"]
+    copying = modules["agentrl.sandbox.runner.cloning"]
     assert "/proc/" in copying
-    modules["agentrl.sandbox.cloning"] = copying.replace("/proc/", "/no-proc/")
+    modules["agentrl.sandbox.runner.cloning"] = copying.replace("/proc/", "/no-proc/")
     body = json.dumps(modules).encode()
     monkeypatch.setattr("agentrl.sandbox.home.runner_code", lambda: len(body).to_bytes(4, "big") + body)
     return open_session(Limits(cpu_s=0.5, wall_s=30))

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from syscall_probe import PROBE, PROBE_ANSWERS
 
 from agentrl.errors import ConfigError
-from agentrl.sandbox.seccomp import ARGUMENT_RULES, Machine, bpf_program, docker_profile
-from agentrl.sandbox.syscalls import ABSENT, ALLOWED, ALLOWED_BY_ARGUMENT, REFUSED, Syscall
+from agentrl.sandbox.linux.seccomp import ARGUMENT_RULES, Machine, bpf_program, docker_profile
+from agentrl.sandbox.linux.syscalls import ABSENT, ALLOWED, ALLOWED_BY_ARGUMENT, REFUSED, Syscall
 
 EVERY_CALL = (*ALLOWED, *ALLOWED_BY_ARGUMENT, *REFUSED, *ABSENT)
 AUDIT: Mapping[Machine, int] = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}

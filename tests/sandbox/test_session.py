@@ -190,7 +190,7 @@ def test_the_back_end_is_opened_by_name_and_labelled() -> None:
 
 
 def test_a_runner_that_cannot_start_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    body = json.dumps({"agentrl.sandbox.runner": "raise RuntimeError('no such luck')"}).encode()
+    body = json.dumps({"agentrl.sandbox.runner.main": "raise RuntimeError('no such luck')"}).encode()
     monkeypatch.setattr("agentrl.sandbox.home.runner_code", lambda: len(body).to_bytes(4, "big") + body)
     with pytest.raises(InfrastructureError, match="did not start: RuntimeError: no such luck"):
         UnsafeSubprocess().open(limits=Limits())

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from agentrl.sandbox import user_ids
-from agentrl.sandbox.user_ids import FIRST_UID, UserIds
+from agentrl.sandbox.linux import user_ids
+from agentrl.sandbox.linux.user_ids import FIRST_UID, UserIds
 
 
 def test_threads_that_come_at_once_share_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

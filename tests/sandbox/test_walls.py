@@ -9,8 +9,8 @@ from engines import require_bubblewrap, require_docker
 
 from agentrl.errors import ForkError
 from agentrl.sandbox import Limits, RunnerSandbox, SandboxFileError, SecurityLevel, StatelessSandbox, WarmPool
-from agentrl.sandbox.bubblewrap import Bubblewrap
-from agentrl.sandbox.docker_sandbox import DockerSandbox
+from agentrl.sandbox.bubblewrap.sandbox import Bubblewrap
+from agentrl.sandbox.docker.sandbox import DockerSandbox
 from agentrl.sandbox.session import RunnerSession
 
 GENEROUS = Limits(cpu_s=60, wall_s=120)

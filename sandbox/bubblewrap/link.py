@@ -22,16 +22,16 @@ from io import FileIO
 from typing import Any
 
 from agentrl.errors import InfrastructureError
-from agentrl.sandbox.bubblewrap_command import Descriptors, sandbox_command
-from agentrl.sandbox.cgroups import Cgroup, find_place, total_limits
+from agentrl.sandbox.bubblewrap.command import Descriptors, sandbox_command
 from agentrl.sandbox.cleanup import PROCESS_PREFIX
 from agentrl.sandbox.core import Limits
 from agentrl.sandbox.host_python import HostPython
 from agentrl.sandbox.link import SocketEnd
+from agentrl.sandbox.linux.cgroups import Cgroup, find_place, total_limits
+from agentrl.sandbox.linux.pidfd import pidfd_kill, pidfd_open, pidfd_wait
+from agentrl.sandbox.linux.seccomp import bpf_program
+from agentrl.sandbox.linux.user_ids import UserIds, user_ids
 from agentrl.sandbox.owner import owned_name
-from agentrl.sandbox.pidfd import pidfd_kill, pidfd_open, pidfd_wait
-from agentrl.sandbox.seccomp import bpf_program
-from agentrl.sandbox.user_ids import UserIds, user_ids
 
 _START_S = 60.0
 _CLOSE_S = 10.0

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from agentrl.sandbox.frames import Channel, FrameError
-from agentrl.sandbox.output import OutputBuffer
-from agentrl.sandbox.process_tree import Usage, descendants, exists, measure, proportional_bytes, reap
+from agentrl.sandbox.runner.frames import Channel, FrameError
+from agentrl.sandbox.runner.output import OutputBuffer
+from agentrl.sandbox.runner.process_tree import Usage, descendants, exists, measure, proportional_bytes, reap
 
 ANSWER_S = 20.0
 """An interpreter between two cells answers in milliseconds, unless a thread of an earlier cell keeps it from it."""

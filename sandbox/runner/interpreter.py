@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, NoReturn
 
-from agentrl.sandbox.cells import Namespace, StandardStreams
-from agentrl.sandbox.cloning import clone_sibling
-from agentrl.sandbox.frames import Channel, FrameError
-from agentrl.sandbox.open_files import find_obstacle, split_files
-from agentrl.sandbox.process_tree import kill_group
+from agentrl.sandbox.runner.cells import Namespace, StandardStreams
+from agentrl.sandbox.runner.cloning import clone_sibling
+from agentrl.sandbox.runner.frames import Channel, FrameError
+from agentrl.sandbox.runner.open_files import find_obstacle, split_files
+from agentrl.sandbox.runner.process_tree import kill_group
 
 _PR_SET_DUMPABLE = 4
 _ASLEEP_OOM_SCORE, _AWAKE_OOM_SCORE = 500, 1000

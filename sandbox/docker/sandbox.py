@@ -12,14 +12,14 @@ from functools import partial
 from typing import Any
 
 from agentrl.errors import ConfigError, InfrastructureError
-from agentrl.sandbox.cgroups import total_limits
 from agentrl.sandbox.core import Limits, SandboxUnavailableError, SecurityLevel
-from agentrl.sandbox.docker_engine import Engine, owner_labels
-from agentrl.sandbox.docker_link import DockerLink, attach
+from agentrl.sandbox.docker.engine import Engine, owner_labels
+from agentrl.sandbox.docker.link import DockerLink, attach
 from agentrl.sandbox.janitor import ensure_janitor
 from agentrl.sandbox.launch import runner_command, runner_environment
 from agentrl.sandbox.link import Started
-from agentrl.sandbox.seccomp import docker_profile
+from agentrl.sandbox.linux.cgroups import total_limits
+from agentrl.sandbox.linux.seccomp import docker_profile
 from agentrl.sandbox.session import RunnerSandbox
 
 IMAGE = "agentrl-sandbox"

@@ -18,13 +18,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from agentrl.sandbox.cell_watch import ANSWER_S, CellEnd, CellWatch, Children, Copy, nothing_printed
-from agentrl.sandbox.frames import FrameError, encode, pair, read_message
-from agentrl.sandbox.interpreter import Interpreter, set_dumpable
-from agentrl.sandbox.process_tree import become_subreaper, becomes_child, kill_descendants, kill_group
-from agentrl.sandbox.process_tree import send_signal as signal_process
-from agentrl.sandbox.session_files import list_files, read_file, write_file
-from agentrl.sandbox.session_folder import SessionFolders, empty_folder, remove_folder
+from agentrl.sandbox.runner.cell_watch import ANSWER_S, CellEnd, CellWatch, Children, Copy, nothing_printed
+from agentrl.sandbox.runner.frames import FrameError, encode, pair, read_message
+from agentrl.sandbox.runner.interpreter import Interpreter, set_dumpable
+from agentrl.sandbox.runner.process_tree import become_subreaper, becomes_child, kill_descendants, kill_group
+from agentrl.sandbox.runner.process_tree import send_signal as signal_process
+from agentrl.sandbox.runner.session_files import list_files, read_file, write_file
+from agentrl.sandbox.runner.session_folder import SessionFolders, empty_folder, remove_folder
 
 _SHARED_MEMORY = "/dev/shm"
 _MAX_ERROR_CHARS = 300

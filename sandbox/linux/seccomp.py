@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from agentrl.errors import ConfigError
-from agentrl.sandbox.syscalls import ABSENT, ALLOWED, ALLOWED_BY_ARGUMENT, REFUSED, Syscall
+from agentrl.sandbox.linux.syscalls import ABSENT, ALLOWED, ALLOWED_BY_ARGUMENT, REFUSED, Syscall
 
 Machine: TypeAlias = Literal["x86_64", "aarch64"]
 

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from agentrl.errors import ConfigError, InfrastructureError
-from agentrl.sandbox.docker_engine import Engine
-from agentrl.sandbox.docker_sandbox import IMAGE
-from agentrl.sandbox.host_image import write_root
+from agentrl.sandbox.docker.engine import Engine
+from agentrl.sandbox.docker.host_image import write_root
+from agentrl.sandbox.docker.sandbox import IMAGE
 
 PACKAGES = ("numpy", "sympy")
-_FOLDER = Path(__file__).parent
+_FOLDER = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True, slots=True)

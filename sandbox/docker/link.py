@@ -10,8 +10,8 @@ from typing import Any
 
 from agentrl.errors import InfrastructureError
 from agentrl.sandbox.core import SandboxUnavailableError
-from agentrl.sandbox.docker_engine import Engine
-from agentrl.sandbox.docker_stream import Demultiplexer
+from agentrl.sandbox.docker.engine import Engine
+from agentrl.sandbox.docker.stream import Demultiplexer
 
 _RECEIVE_BYTES = 1 << 16
 _PING_S = 10.0

@@ -27,15 +27,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from agentrl.errors import InfrastructureError
-from agentrl.sandbox.bubblewrap_command import BOX
-from agentrl.sandbox.bubblewrap_link import BubblewrapLink
-from agentrl.sandbox.bubblewrap_remedy import remedy
-from agentrl.sandbox.cgroups import find_place
+from agentrl.sandbox.bubblewrap.command import BOX
+from agentrl.sandbox.bubblewrap.link import BubblewrapLink
+from agentrl.sandbox.bubblewrap.remedy import remedy
 from agentrl.sandbox.core import Limits, SandboxUnavailableError, SecurityLevel
 from agentrl.sandbox.host_python import HostPython, describe, describe_other
 from agentrl.sandbox.janitor import ensure_janitor
 from agentrl.sandbox.launch import MIN_PYTHON, runner_command, runner_environment
 from agentrl.sandbox.link import Started
+from agentrl.sandbox.linux.cgroups import find_place
 from agentrl.sandbox.session import RunnerSandbox
 
 DEFAULT_PACKAGES = ("numpy", "sympy")

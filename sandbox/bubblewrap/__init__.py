@@ -1,0 +1,1 @@
+"""The back end `bubblewrap`: the kernel's own isolation, without an engine."""

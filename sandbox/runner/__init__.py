@@ -1,0 +1,1 @@
+"""The program inside every sandbox. Standard library only, but for the messages that both sides read."""
