@@ -21,6 +21,7 @@ from agentrl.sandbox import Limits, RunnerSandbox, Session, open_sandbox
 from agentrl.sandbox.attacks.attack import Attack
 from agentrl.sandbox.attacks.catalog import ATTACKS
 from agentrl.sandbox.attacks.surroundings import Surroundings
+from agentrl.sandbox.docker.sandbox import DockerSandbox
 from agentrl.sandbox.linux.cgroups import owned_groups
 from agentrl.sandbox.owner import owner_id
 
@@ -57,7 +58,7 @@ def soak(sandbox: RunnerSandbox, *, num_executions: int, num_sessions: int, seed
     """
     report = Report()
     open_many(sandbox, num_sessions)
-    report.before = footprint()
+    report.before = footprint(sandbox)
     lock = threading.Lock()
     left = iter(range(num_executions))
 
@@ -86,12 +87,12 @@ def soak(sandbox: RunnerSandbox, *, num_executions: int, num_sessions: int, seed
         if damage := surroundings.damage():
             report.faults.append(f"on the host an attack {damage}")
     report.seconds = time.monotonic() - begun
-    report.after = _settled(report.before)
+    report.after = _settled(report.before, sandbox)
     return report
 
 
 def open_many(sandbox: RunnerSandbox, num_sessions: int) -> None:
-    """Opens so many sessions at a time, so that what stays for good (connections to an engine) is there already."""
+    """Opens so many sessions at a time, so that what stays for good (threads, the janitor) is there already."""
     sessions: list[Session] = []
     threads = [
         threading.Thread(target=lambda: sessions.append(sandbox.open(limits=LIMITS))) for _ in range(num_sessions)
@@ -153,9 +154,11 @@ def _attack(
     return count
 
 
-def footprint() -> dict[str, int]:
-    """What this process and its sandboxes hold at the moment."""
+def footprint(sandbox: RunnerSandbox | None = None) -> dict[str, int]:
+    """What this process and its sandboxes hold at the moment, but for connections to an engine that wait for use."""
     me = Path("/proc/self")
+    if isinstance(sandbox, DockerSandbox):
+        sandbox._engine.client().close()  # those only: the client connects again when it is asked for something
     return {
         "processes below this one": len(_below(os.getpid())),
         "threads": threading.active_count(),
@@ -177,10 +180,10 @@ def grown(report: Report) -> dict[str, tuple[int, int]]:
     }
 
 
-def _settled(before: dict[str, int]) -> dict[str, int]:
+def _settled(before: dict[str, int], sandbox: RunnerSandbox) -> dict[str, int]:
     deadline = time.monotonic() + SETTLE_S
     while True:
-        after = footprint()
+        after = footprint(sandbox)
         if time.monotonic() > deadline or all(after[name] <= before[name] for name in before if "MiB" not in name):
             return after
         time.sleep(0.2)
