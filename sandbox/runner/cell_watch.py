@@ -8,9 +8,8 @@ import select
 import signal
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from time import monotonic
-from typing import Any
+from typing import Any, NamedTuple
 
 from agentrl.sandbox.runner.frames import Channel, FrameError
 from agentrl.sandbox.runner.output import OutputBuffer
@@ -21,16 +20,14 @@ ANSWER_S = 20.0
 _TICK_S = 0.02
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(NamedTuple):
     """An interpreter process (also a sleeping one) and the channel that it listens to."""
 
     channel: Channel
     pid: int
 
 
-@dataclass(frozen=True, slots=True)
-class CellEnd:
+class CellEnd(NamedTuple):
     """How a cell ended: it was done, something ended it (`reason`), or its process died."""
 
     done: dict[str, Any] | None = None
@@ -62,7 +59,6 @@ class Children:
         return pid in self.wait_statuses or not exists(pid)
 
 
-@dataclass(slots=True)
 class CellWatch:
     """One cell from its beginning to its end.
 
@@ -74,21 +70,25 @@ class CellWatch:
         children: Of this process.
     """
 
-    interpreter: Copy
-    bystanders: Collection[int]
-    output_fd: int
-    limits: Mapping[str, Any]
-    children: Children
-    output: OutputBuffer = field(init=False)
-    cpu_s: float = 0.0
-    _before: Usage = field(default_factory=Usage)
-    """What the interpreter had used before the cell."""
-    _begun: float = 0.0
-    _checked: float = 0.0
-    _hung_up: bool = False
-
-    def __post_init__(self) -> None:
-        self.output = OutputBuffer(self.limits["output_bytes"])
+    def __init__(
+        self,
+        interpreter: Copy,
+        bystanders: Collection[int],
+        output_fd: int,
+        limits: Mapping[str, Any],
+        children: Children,
+    ) -> None:
+        self._interpreter = interpreter
+        self._bystanders = bystanders
+        self._output_fd = output_fd
+        self._limits = limits
+        self._children = children
+        self.output = OutputBuffer(limits["output_bytes"])
+        self._cpu_s = 0.0
+        self._before = Usage()
+        """What the interpreter had used before the cell."""
+        self._begun = self._checked = 0.0
+        self._hung_up = False
 
     def wait(self, number: int, host_fd: int, is_cancelled: Callable[[], bool]) -> CellEnd:
         """Lets cell `number` begin, now that its checkpoint is safe, and waits for its end.
@@ -101,21 +101,21 @@ class CellWatch:
         Raises:
             EOFError: The host hung up.
         """
-        channel = self.interpreter.channel
-        self._before = measure([self.interpreter.pid])
+        channel = self._interpreter.channel
+        self._before = measure([self._interpreter.pid])
         self._begun = self._checked = monotonic()
         with suppress(OSError):  # it has died: the channel says so below
             channel.send({"op": "go"}, timeout_s=ANSWER_S)
         nonce = os.urandom(8).hex()
         done: dict[str, Any] | None = None
         poll = select.poll()
-        for fd in (host_fd, channel.fileno(), self.output_fd):
+        for fd in (host_fd, channel.fileno(), self._output_fd):
             poll.register(fd, select.POLLIN)
         while True:
             for fd, _ in poll.poll(1 if self._hung_up else _TICK_S * 1000):
                 if fd == host_fd and is_cancelled():
                     return CellEnd(reason="cancelled")
-                if fd == self.output_fd and not self.output.read_from(fd):
+                if fd == self._output_fd and not self.output.read_from(fd):
                     poll.unregister(fd)
                 if fd == channel.fileno():
                     try:
@@ -134,8 +134,8 @@ class CellWatch:
                     except (EOFError, OSError):  # it died, or runs on as another program
                         self._hung_up = True
                         poll.unregister(fd)
-            if self._hung_up and self.children.is_gone(self.interpreter.pid):
-                return CellEnd(reason="died", wait_status=self.children.wait_statuses.get(self.interpreter.pid))
+            if self._hung_up and self._children.is_gone(self._interpreter.pid):
+                return CellEnd(reason="died", wait_status=self._children.wait_statuses.get(self._interpreter.pid))
             if monotonic() - self._checked >= _TICK_S:
                 if reason := self._passed_limit():
                     return CellEnd(reason=reason)
@@ -143,18 +143,18 @@ class CellWatch:
 
     def _passed_limit(self) -> str | None:
         """The limit that the cell is beyond, or None."""
-        if monotonic() - self._begun > self.limits["wall_s"]:
+        if monotonic() - self._begun > self._limits["wall_s"]:
             return "wall"
-        self.children.reap()
-        pids = descendants(os.getpid(), prune=self.bystanders)
+        self._children.reap()
+        pids = descendants(os.getpid(), prune=self._bystanders)
         usage = measure(pids)
-        self.cpu_s = usage.cpu_s - self._before.cpu_s + self.children.cpu_s
-        memory = self.limits["memory_mb"] * (1 << 20)
-        if self.cpu_s > self.limits["cpu_s"]:
+        self._cpu_s = usage.cpu_s - self._before.cpu_s + self._children.cpu_s
+        memory = self._limits["memory_mb"] * (1 << 20)
+        if self._cpu_s > self._limits["cpu_s"]:
             return "cpu"
-        if usage.num_tasks - self._before.num_tasks > self.limits["pids"]:
+        if usage.num_tasks - self._before.num_tasks > self._limits["pids"]:
             return "pids"
-        if self.limits["counts_files"] and _used_inodes(self.limits["root"]) > self.limits["inodes"]:
+        if self._limits["counts_files"] and _used_inodes(self._limits["root"]) > self._limits["inodes"]:
             return "files"
         if usage.resident_bytes > memory and proportional_bytes(pids) > memory:
             return "memory"
@@ -168,7 +168,7 @@ class CellWatch:
             "tail": self.output.tail,
             "num_bytes": self.output.num_bytes,
             "reason": end.reason,
-            "cpu_s": self.cpu_s,
+            "cpu_s": self._cpu_s,
             "wall_s": monotonic() - self._begun,
         }
         if end.done:

@@ -13,16 +13,14 @@ import sys
 import traceback
 import types
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 CELL_PREFIX = "<cell "
 _FUTURE_FLAGS = sum(getattr(__future__, name).compiler_flag for name in __future__.all_feature_names)
 _MAX_CHAINED_ERRORS = 50
 
 
-@dataclass(frozen=True, slots=True)
-class CellOutcome:
+class CellOutcome(NamedTuple):
     """How a cell that was not killed ended."""
 
     succeeded: bool
@@ -101,8 +99,7 @@ class StandardStreams:
         with suppress(Exception):
             self._buffer.flush()
         self._sink.fd = None
-        for fd in (0, 1, 2):
-            _point_to_null(fd)
+        _point_to_null(0, 1, 2)
 
 
 class _Sink(io.RawIOBase):
@@ -184,8 +181,10 @@ def _exit_outcome(code: Any, streams: StandardStreams) -> CellOutcome:
     return CellOutcome(succeeded=False, exit_code=1)
 
 
-def _point_to_null(fd: int) -> None:
+def _point_to_null(*fds: int) -> None:
     null = os.open(os.devnull, os.O_RDWR)
-    if null != fd:
-        os.dup2(null, fd)
+    for fd in fds:
+        if null != fd:
+            os.dup2(null, fd)
+    if null not in fds:
         os.close(null)

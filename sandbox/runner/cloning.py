@@ -5,7 +5,6 @@ Standard library only: the runner has this file without agentrl.
 
 import ctypes
 import os
-import platform
 import signal
 from contextlib import suppress
 
@@ -44,7 +43,7 @@ def _clone_at_once() -> int:
     thread_id_place = ctypes.c_void_p()
     if python.prctl(_PR_GET_TID_ADDRESS, ctypes.byref(thread_id_place), 0, 0, 0):
         raise OSError("the C library does not say where it keeps the thread's id")
-    machine = platform.machine()
+    machine = os.uname().machine
     flags = _CLONE_PARENT | _CLONE_CHILD_SETTID | _CLONE_CHILD_CLEARTID | signal.SIGCHLD
     # The order of the last two, place of the thread's id and thread-local storage, is not the same everywhere.
     last = (thread_id_place, None) if machine == "x86_64" else (None, thread_id_place)

@@ -82,8 +82,9 @@ class Interpreter:
             if self._clone(checkpoint_fd):
                 os.close(output_fd)
                 return
+            streams = _prepare_cell(message, output_fd)  # while the copy begins to live
             self._channel.receive()  # the word to go: a cell may kill whatever it finds, and shall not find half a copy
-            self._run(message, output_fd)
+            self._run(message, streams)
         elif message["op"] == "resume":
             self._group_to_kill = None
         elif message["op"] == "settle":
@@ -104,13 +105,9 @@ class Interpreter:
         except Exception as error:  # a cell may have put anything in the place of a standard module
             return f"its state cannot be examined ({error})"
 
-    def _run(self, message: dict[str, Any], output_fd: int) -> None:
+    def _run(self, message: dict[str, Any], streams: StandardStreams) -> None:
         pid = os.getpid()
         cpu_before = _cpu_s()
-        _limit_cpu(message["cpu_s"])
-        set_dumpable(True)  # its memory is the cell's own; while it sleeps, no fork of the session may look into it
-        _set_oom_score(_AWAKE_OOM_SCORE)
-        streams = StandardStreams(output_fd)
         outcome = self._namespace.run(message["code"], message["number"], streams)
         _cancel_timers()
         streams.detach()
@@ -154,10 +151,18 @@ class Interpreter:
         self._channel.send({"op": "moved", "error": error})
 
 
+def _prepare_cell(message: dict[str, Any], output_fd: int) -> StandardStreams:
+    """Makes this process one that a cell may run in."""
+    _limit_cpu(message["cpu_s"])
+    set_dumpable(True)  # its memory is the cell's own; while it sleeps, no fork of the session may look into it
+    _set_oom_score(_AWAKE_OOM_SCORE)
+    return StandardStreams(output_fd)
+
+
 def set_dumpable(dumpable: bool) -> None:
     """Whether processes of the same user may trace this one and look into /proc/PID; without effect off Linux."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
+        ctypes.pythonapi.prctl(_PR_SET_DUMPABLE, int(dumpable), 0, 0, 0)
 
 
 def _enter_folder(root: str) -> None:

@@ -9,25 +9,35 @@ however it was started and whoever its parent is, and can be counted and killed 
 Standard library only: the runner has this file without agentrl. `launch.py` says how it gets it.
 """
 
-import base64
+import binascii
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from agentrl.sandbox.runner.cell_watch import ANSWER_S, CellEnd, CellWatch, Children, Copy, nothing_printed
 from agentrl.sandbox.runner.frames import FrameError, encode, pair, read_message
 from agentrl.sandbox.runner.interpreter import Interpreter, set_dumpable
-from agentrl.sandbox.runner.process_tree import become_subreaper, becomes_child, kill_descendants, kill_group
+from agentrl.sandbox.runner.process_tree import (
+    become_subreaper,
+    becomes_child,
+    is_alive,
+    kill_descendants,
+    kill_group,
+    kill_namespace,
+)
 from agentrl.sandbox.runner.process_tree import send_signal as signal_process
 from agentrl.sandbox.runner.session_files import list_files, read_file, write_file
 from agentrl.sandbox.runner.session_folder import SessionFolders, empty_folder, remove_folder
 
 _SHARED_MEMORY = "/dev/shm"
 _MAX_ERROR_CHARS = 300
+_KILL_S = 5.0
+_NOT_KILLED = "processes of a cell cannot be killed"
+"""Such a sandbox is not safe to go on with."""
 _CONNECTION_ERRORS = (EOFError, FrameError, OSError)
 
 
@@ -68,10 +78,10 @@ class HostStream:
             data = data[os.write(self._out_fd, data) :]
 
 
-@dataclass(slots=True)
 class _Session:
-    name: str
-    interpreter: Copy
+    def __init__(self, name: str, interpreter: Copy) -> None:
+        self.name = name
+        self.interpreter = interpreter
 
 
 class Runner:
@@ -88,6 +98,8 @@ class Runner:
         self._folders = SessionFolders(config["root"])
         self._sessions: dict[str, _Session] = {}
         self._children = Children()
+        self._dying: set[int] = set()
+        """Processes that were killed and not waited for: their end is not on the way of an answer."""
 
     def serve(self) -> NoReturn:
         """Answers requests until the host hangs up, then leaves nothing behind."""
@@ -109,6 +121,7 @@ class Runner:
     def _serve_one(self, request: dict[str, Any]) -> None:
         """Answers a request; if that fails while a cell runs, the cell has brought it about, and the answer says so."""
         try:
+            self._bury()
             answer = self._answer(request)
         except EOFError:
             raise
@@ -222,6 +235,7 @@ class Runner:
         """Replaces an interpreter that has died or hangs between two cells, by a thread or signal of an earlier one."""
         self._stop(session.interpreter)
         self._kill_all_but([pid for pid in self._sleeping() if pid != session.interpreter.pid])
+        self._bury()
         if new_folders:
             self._folders.remove(session.name)
             self._folders.create(session.name)
@@ -249,9 +263,22 @@ class Runner:
         return True
 
     def _kill_all_but(self, pids: list[int]) -> None:
-        if not kill_descendants(os.getpid(), spare=pids):
-            raise RuntimeError("processes of a cell cannot be killed")  # this sandbox is not safe to go on with
+        if os.getpid() == 1:
+            self._dying |= kill_namespace(pids)
+        elif not kill_descendants(os.getpid(), spare=pids, limit_s=_KILL_S):
+            raise RuntimeError(_NOT_KILLED)
         self._children.reap()
+
+    def _bury(self) -> None:
+        """Waits for the end of what was killed: until then it holds memory and counts as a process."""
+        deadline = time.monotonic() + _KILL_S
+        while self._dying:
+            self._children.reap()
+            self._dying = set(filter(is_alive, self._dying))
+            if time.monotonic() > deadline:
+                raise RuntimeError(_NOT_KILLED)
+            if self._dying:
+                time.sleep(0.0001)
 
     def _stop(self, copy: Copy) -> None:
         """Kills an interpreter with its process group; its channel must not close before, as it would act on that."""
@@ -292,11 +319,11 @@ class Runner:
     def _read(self, request: dict[str, Any]) -> dict[str, Any]:
         place = self._folders.place(self._sessions[request["session"]].name)
         data, size = read_file(f"{place}/work", request["path"], request["offset"])
-        return {"error": None, "data": base64.b64encode(data).decode(), "size": size}
+        return {"error": None, "data": binascii.b2a_base64(data, newline=False).decode(), "size": size}
 
     def _write(self, request: dict[str, Any]) -> dict[str, Any]:
         place = self._folders.place(self._sessions[request["session"]].name)
-        write_file(f"{place}/work", request["path"], base64.b64decode(request["data"]), append=request["append"])
+        write_file(f"{place}/work", request["path"], binascii.a2b_base64(request["data"]), append=request["append"])
         return {"error": None}
 
     def _list(self, request: dict[str, Any]) -> dict[str, Any]:

@@ -8,10 +8,12 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
+from agentrl.sandbox.runner.process_tree import read_text
+
 _SELF_FDS = "/proc/self/fd"
+_SELF_MAPS = "/proc/self/maps"
 _PLAIN_KINDS = {stat.S_IFREG, stat.S_IFDIR, stat.S_IFCHR}
 _KIND_NAMES = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 
@@ -55,10 +57,9 @@ def _running_thread() -> str | None:
 
 
 def _shared_memory() -> str | None:
-    maps = Path("/proc/self/maps")
-    if not maps.exists():
+    if not os.path.exists(_SELF_MAPS):
         return None
-    for line in maps.read_text(errors="replace").splitlines():
+    for line in read_text(_SELF_MAPS).splitlines():
         permissions = line.split(maxsplit=2)[1]
         if permissions[1] == "w" and permissions[3] == "s":
             return "memory is mapped as shared (mmap, multiprocessing)"
@@ -94,5 +95,5 @@ def _open_fds(own_fds: set[int]) -> Iterator[tuple[int, int]]:
 
 def _position_and_flags(fd: int) -> tuple[int, int]:
     """Offset and open flags of a descriptor, as Linux reports them."""
-    fields = dict(line.split(":\t", 1) for line in Path(f"/proc/self/fdinfo/{fd}").read_text().splitlines() if line)
+    fields = dict(line.split(":\t", 1) for line in read_text(f"/proc/self/fdinfo/{fd}").splitlines() if line)
     return int(fields["pos"]), int(fields["flags"], 8)

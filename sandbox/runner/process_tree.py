@@ -10,16 +10,14 @@ import signal
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 _PR_SET_CHILD_SUBREAPER = 36
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """What some processes use together."""
 
     cpu_s: float = 0.0
@@ -30,8 +28,7 @@ class Usage:
     """Resident memory; pages that several processes share are counted in each."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Stat:
+class _Stat(NamedTuple):
     """The fields of /proc/PID/stat that are needed here (see proc(5))."""
 
     state: str
@@ -44,7 +41,7 @@ class _Stat:
 def become_subreaper() -> None:
     """Makes orphaned descendants children of this process instead of init's; without effect off Linux."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.pythonapi.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def descendants(pid: int, prune: Iterable[int] = ()) -> list[int]:
@@ -84,8 +81,6 @@ def proportional_bytes(pids: Iterable[int]) -> int:
 def kill_descendants(pid: int, *, spare: Iterable[int] = (), prune: Iterable[int] = (), limit_s: float = 5.0) -> bool:
     """Kills everything below `pid` until only zombies are left; False if `limit_s` seconds were not enough.
 
-    Where `pid` is the first process of a namespace, what is spared is left stopped.
-
     Args:
         pid: This process or one below it.
         spare: Processes that live on, but whose own children are killed.
@@ -96,11 +91,9 @@ def kill_descendants(pid: int, *, spare: Iterable[int] = (), prune: Iterable[int
     deadline = time.monotonic() + limit_s
     num_empty = 0
     while True:
-        if pid == 1:
-            _stop_everything()
-        alive = [p for p in descendants(pid, prune) if p not in spared and _is_alive(p)]
+        alive = [p for p in descendants(pid, prune) if p not in spared and is_alive(p)]
         num_empty = 0 if alive else num_empty + 1
-        if num_empty == (1 if pid == 1 else 2):  # one look may have missed a process, see `descendants`
+        if num_empty == 2:  # one look may have missed a process, see `descendants`
             return True
         for victim in alive:
             send_signal(victim, signal.SIGKILL)
@@ -108,6 +101,26 @@ def kill_descendants(pid: int, *, spare: Iterable[int] = (), prune: Iterable[int
             return False
         if alive:
             time.sleep(0.0001)
+
+
+def kill_namespace(spare: Iterable[int]) -> set[int]:
+    """Kills all other processes of the namespace that this one is the first of, and stops those that it spares.
+
+    Does not wait: what was sent SIGKILL runs no program any more and cannot fork, but may take a while to end.
+
+    Returns:
+        What was killed.
+    """
+    spared = {1, *spare}
+    killed: set[int] = set()
+    while True:
+        _stop_everything()
+        alive = [p for p in _all_processes() if p not in spared and p not in killed and is_alive(p)]
+        if not alive:
+            return killed
+        for victim in alive:
+            send_signal(victim, signal.SIGKILL)
+        killed.update(alive)  # and look again: one that still ran can have set another going
 
 
 def _stop_everything() -> None:
@@ -169,9 +182,26 @@ def exists(pid: int) -> bool:
     return True
 
 
+def is_alive(pid: int) -> bool:
+    """Whether a process can still do something: zombies cannot."""
+    stat = _read_stat(pid)
+    # A zombie with threads is a process whose first thread has ended.
+    return stat is not None and (stat.state not in "ZX" or stat.num_threads > 1)
+
+
+def read_text(path: str) -> str:
+    """What a file of /proc says; names in it may be of any bytes.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with open(path, errors="replace") as file:
+        return file.read()
+
+
 def _proportional_bytes(pid: int) -> int:
     try:
-        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+        for line in read_text(f"/proc/{pid}/smaps_rollup").splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
     except PermissionError:  # it has made itself unreadable
@@ -180,12 +210,6 @@ def _proportional_bytes(pid: int) -> int:
     except (OSError, ValueError):
         pass
     return 0
-
-
-def _is_alive(pid: int) -> bool:
-    stat = _read_stat(pid)
-    # A zombie with threads is a process whose first thread has ended.
-    return stat is not None and (stat.state not in "ZX" or stat.num_threads > 1)
 
 
 def _all_processes() -> list[int]:
@@ -199,13 +223,13 @@ def _children(pid: int) -> list[int]:
     with suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
             with suppress(OSError):
-                children += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
+                children += map(int, read_text(f"/proc/{pid}/task/{task}/children").split())
     return children
 
 
 def _read_stat(pid: int) -> _Stat | None:
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(errors="replace")
+        text = read_text(f"/proc/{pid}/stat")
     except OSError:
         return None
     fields = text[text.rindex(")") + 2 :].split()  # the name in parentheses may itself hold spaces and parentheses

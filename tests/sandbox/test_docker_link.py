@@ -67,7 +67,7 @@ def test_silence_is_a_timeout_however_much_is_written_to_standard_error(docker_s
         link.receive(1, 0.3)
     with pytest.raises(TimeoutError):
         link.send(bytes(50 * MEBIBYTE), 0.3)  # it does not read either
-    assert link.last_words() == "noise"
+    assert link.last_words() in ("n", "no", "noi", "nois", "noise")  # the last piece ends anywhere
     link.close()
 
 
