@@ -7,13 +7,12 @@ import os
 import select
 import signal
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from time import monotonic
 from typing import Any, NamedTuple
 
 from agentrl.sandbox.runner.frames import Channel, FrameError
 from agentrl.sandbox.runner.output import OutputBuffer
-from agentrl.sandbox.runner.process_tree import Usage, descendants, exists, measure, proportional_bytes, reap
+from agentrl.sandbox.runner.process_tree import descendants, exists, measure, proportional_bytes, reap
 
 ANSWER_S = 20.0
 """An interpreter between two cells answers in milliseconds, unless a thread of an earlier cell keeps it from it."""
@@ -64,7 +63,8 @@ class CellWatch:
 
     Args:
         interpreter: Runs the cell.
-        bystanders: Process ids that are not the cell's: its checkpoint, and the interpreters of other sessions.
+        sleeping: Process ids that are not the cell's: its checkpoint, and interpreters and checkpoints of other
+            sessions. May hold the interpreter's own.
         output_fd: Non-blocking end of the pipe that the cell writes to.
         limits: The fields of `Limits`; `root`, and whether the files in it can be counted (`counts_files`).
         children: Of this process.
@@ -73,25 +73,25 @@ class CellWatch:
     def __init__(
         self,
         interpreter: Copy,
-        bystanders: Collection[int],
+        sleeping: Collection[int],
         output_fd: int,
         limits: Mapping[str, Any],
         children: Children,
     ) -> None:
         self._interpreter = interpreter
-        self._bystanders = bystanders
+        self._bystanders = set(sleeping) - {interpreter.pid}
         self._output_fd = output_fd
         self._limits = limits
         self._children = children
         self.output = OutputBuffer(limits["output_bytes"])
         self._cpu_s = 0.0
-        self._before = Usage()
+        self._before = measure([interpreter.pid])
         """What the interpreter had used before the cell."""
         self._begun = self._checked = 0.0
         self._hung_up = False
 
     def wait(self, number: int, host_fd: int, is_cancelled: Callable[[], bool]) -> CellEnd:
-        """Lets cell `number` begin, now that its checkpoint is safe, and waits for its end.
+        """Waits for the end of cell `number`.
 
         Args:
             number: Of the cell, which its interpreter reports back.
@@ -102,10 +102,7 @@ class CellWatch:
             EOFError: The host hung up.
         """
         channel = self._interpreter.channel
-        self._before = measure([self._interpreter.pid])
         self._begun = self._checked = monotonic()
-        with suppress(OSError):  # it has died: the channel says so below
-            channel.send({"op": "go"}, timeout_s=ANSWER_S)
         nonce = os.urandom(8).hex()
         done: dict[str, Any] | None = None
         poll = select.poll()
