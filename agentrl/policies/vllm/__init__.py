@@ -1,0 +1,1 @@
+"""The policy engine on vLLM: in this process, or on servers."""
