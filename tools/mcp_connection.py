@@ -22,6 +22,7 @@ from mcp.shared.exceptions import MCPError
 
 from agentrl import __version__
 from agentrl.errors import ConfigError, InfrastructureError, ToolError
+from agentrl.forking import fresh_after_fork
 from agentrl.tools.mcp_loop import leave_to_parent
 from agentrl.tools.mcp_process import ServerProcess
 from agentrl.tools.mcp_spec import ServerSpec
@@ -72,7 +73,7 @@ class Connection:
             ConfigError: The program cannot be started, or a key is missing.
             InfrastructureError: The server ended, or did not answer as one within `start_s`.
         """
-        async with _starting():
+        async with _here.starting():
             connection = cls(spec)
             try:
                 await asyncio.shield(connection._started)
@@ -130,7 +131,7 @@ class Connection:
 
     async def _serve(self) -> None:
         """Owns the session from beginning to end: it must be entered and left in one task."""
-        _open.add(self)
+        _here.open.add(self)
         _refusals.set(self._refused)
         try:
             async with AsyncExitStack() as stack:
@@ -145,7 +146,7 @@ class Connection:
             refused = not self._started.done() and self._refused
             self._give_up(f"refuses with HTTP status {self._refused[-1]}" if refused else "failed")
         finally:
-            _open.discard(self)
+            _here.open.discard(self)
             if not self._started.done():
                 told = self._cause if isinstance(self._cause, ConfigError) else None
                 self._started.set_exception(told or InfrastructureError(self._message(self._reason or "failed")))
@@ -224,38 +225,38 @@ class Connection:
         return f"The MCP server `{self.spec.label}` {': '.join(parts)}.{last_words}"
 
 
-_open: set[Connection] = set()
-_start_slots: asyncio.Semaphore | None = None
+class _Connections:
+    """Those of this process."""
+
+    def __init__(self) -> None:
+        self.open: set[Connection] = set()
+        self._start_slots: asyncio.Semaphore | None = None
+        fresh_after_fork(self, _Connections._forget)
+
+    def starting(self) -> asyncio.Semaphore:
+        """As many servers start at a time as there are cores: more would only keep each other from starting in time."""
+        if self._start_slots is None:
+            self._start_slots = asyncio.Semaphore(os.cpu_count() or 1)
+        return self._start_slots
+
+    def _forget(self) -> None:
+        self._start_slots = None
+        leave_to_parent(self.open)
+        self.open = set()
+
+
+_here = _Connections()
 
 
 async def close_connections() -> None:
     """Closes every connection of this process."""
-    await asyncio.gather(*(connection.close() for connection in tuple(_open)))
-
-
-def _starting() -> asyncio.Semaphore:
-    """As many servers start at a time as there are cores: more would only keep each other from starting in time."""
-    global _start_slots
-    if _start_slots is None:
-        _start_slots = asyncio.Semaphore(os.cpu_count() or 1)
-    return _start_slots
+    await asyncio.gather(*(connection.close() for connection in tuple(_here.open)))
 
 
 @functools.cache
 def _certificates() -> ssl.SSLContext:
     """Read once: it takes 0.1 s, in which no other connection gets anything done."""
     return httpx2.create_ssl_context()
-
-
-def _forget() -> None:
-    global _start_slots
-    _start_slots = None
-    leave_to_parent(_open.copy())
-    _open.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)
 
 
 async def _note_refusal(response: httpx2.Response) -> None:

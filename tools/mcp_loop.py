@@ -6,7 +6,6 @@ A forked process has no such thread: it starts one of its own and makes its own 
 
 import asyncio
 import atexit
-import os
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -14,16 +13,36 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from agentrl.errors import InfrastructureError
+from agentrl.forking import fresh_after_fork
 
 T = TypeVar("T")
 
 _EXIT_S = 15.0
 """Longest time that closing all connections may hold up the end of the process."""
 
-_lock = threading.Lock()
-_loop: asyncio.AbstractEventLoop | None = None
 _of_parents: list[object] = []
 _at_exit: list[Callable[[], Coroutine[Any, Any, None]]] = []
+
+
+class _Loop:
+    """The one of this process."""
+
+    def __init__(self) -> None:
+        self.started: asyncio.AbstractEventLoop | None = None
+        self._begin()
+        fresh_after_fork(self, _Loop._begin)
+
+    def _begin(self) -> None:
+        self._lock = threading.Lock()
+        leave_to_parent(self.started)
+        self.started = None
+
+    def running(self) -> asyncio.AbstractEventLoop:
+        with self._lock:
+            if self.started is None:
+                self.started = asyncio.new_event_loop()
+                threading.Thread(target=_serve, args=(self.started,), name="agentrl-mcp", daemon=True).start()
+            return self.started
 
 
 def run(work: Coroutine[Any, Any, T], limit_s: float) -> T:
@@ -37,7 +56,7 @@ def run(work: Coroutine[Any, Any, T], limit_s: float) -> T:
         InfrastructureError: It took longer.
         BaseException: Whatever the work raised.
     """
-    future = asyncio.run_coroutine_threadsafe(work, _running_loop())
+    future = asyncio.run_coroutine_threadsafe(work, _loop.running())
     try:
         return future.result(limit_s)
     except FutureTimeoutError:
@@ -58,34 +77,17 @@ def leave_to_parent(inherited: object) -> None:
     _of_parents.append(inherited)
 
 
-def _running_loop() -> asyncio.AbstractEventLoop:
-    global _loop
-    with _lock:
-        if _loop is None:
-            _loop = asyncio.new_event_loop()
-            threading.Thread(target=_serve, args=(_loop,), name="agentrl-mcp", daemon=True).start()
-        return _loop
-
-
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
     asyncio.set_event_loop(loop)
     loop.run_forever()
 
 
 def _close() -> None:
-    if _loop is not None:
+    if _loop.started is not None:
         for close in _at_exit:
             with suppress(InfrastructureError):  # the servers see the end of their input in a moment
                 run(close(), _EXIT_S)
 
 
-def _forget() -> None:
-    global _lock, _loop
-    _lock = threading.Lock()
-    leave_to_parent(_loop)
-    _loop = None
-
-
+_loop = _Loop()
 atexit.register(_close)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)

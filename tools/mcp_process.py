@@ -17,6 +17,7 @@ from mcp.client.stdio import get_default_environment
 from mcp.shared.message import SessionMessage
 
 from agentrl.errors import ConfigError
+from agentrl.forking import fresh_after_fork
 from agentrl.sandbox.runner.process_tree import kill_group
 from agentrl.tools.mcp_spec import ServerSpec
 
@@ -65,7 +66,8 @@ class ServerProcess:
             )
         except (OSError, ValueError) as error:
             raise ConfigError(f"The MCP server `{spec.label}` cannot be started: {error}.") from error
-        _live.add(self)
+        self._is_over = False
+        fresh_after_fork(self, ServerProcess.disown)
         self.how_it_ended = ""
         """For messages; empty while it runs, and when it had to be ended."""
         self._junk = ""
@@ -113,7 +115,8 @@ class ServerProcess:
                 stream.close()
 
     def disown(self) -> None:
-        """Closes the pipes in a forked process, where they would keep the server from seeing the end of its input."""
+        """Closes the pipes, also in a forked process, where they would keep the server from seeing the end of its input."""
+        self._is_over = True
         for pipe in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
             if pipe is not None:
                 pipe.close()
@@ -175,7 +178,7 @@ class ServerProcess:
 
     async def _end(self) -> None:
         """Waits for the process, with more and more force, and closes what is left of the pipes."""
-        if self not in _live:
+        if self._is_over:
             return
         with anyio.CancelScope(shield=True):
             if await self._ended_within(EXIT_GRACE_S):
@@ -190,7 +193,6 @@ class ServerProcess:
             for transport in self._transports:
                 transport.close()
             await asyncio.sleep(0)  # the loop closes the descriptors in its next round
-        _live.discard(self)
         self.disown()
 
     async def _ended_within(self, limit_s: float) -> bool:
@@ -228,15 +230,3 @@ def _described(status: int) -> str:
     with suppress(ValueError):
         return f"it was ended by {signal.Signals(-status).name}"
     return f"it was ended by signal {-status}"
-
-
-_live: set[ServerProcess] = set()
-
-
-def _disown_all() -> None:
-    while _live:
-        _live.pop().disown()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_disown_all)

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from agentrl.errors import InfrastructureError
+from agentrl.forking import fresh_after_fork
 from agentrl.tools import mcp_loop
 from agentrl.tools.mcp_spec import ServerSpec
 
@@ -143,15 +144,31 @@ class _Joining(threading.local):
         self.begun: dict[tuple[ServerSpec, frozenset[str]], OwnEpisode] = {}
 
 
-_shared: dict[ServerSpec, SharedServer] = {}
-_shared_lock = threading.Lock()
-_joining = _Joining()
+class _Servers:
+    """Those of this process."""
+
+    def __init__(self) -> None:
+        self._shared: dict[ServerSpec, SharedServer] = {}
+        self._begin()
+        fresh_after_fork(self, _Servers._begin)
+
+    def _begin(self) -> None:
+        mcp_loop.leave_to_parent(self._shared)
+        self._shared = {}
+        self._lock = threading.Lock()
+        self.joining = _Joining()
+
+    def shared(self, spec: ServerSpec) -> SharedServer:
+        with self._lock:
+            return self._shared.setdefault(spec, SharedServer(spec))
+
+
+_servers = _Servers()
 
 
 def shared_server(spec: ServerSpec) -> SharedServer:
     """The one of this spec in this process."""
-    with _shared_lock:
-        return _shared.setdefault(spec, SharedServer(spec))
+    return _servers.shared(spec)
 
 
 def join_episode(spec: ServerSpec, names: frozenset[str], name: str) -> OwnEpisode:
@@ -160,7 +177,7 @@ def join_episode(spec: ServerSpec, names: frozenset[str], name: str) -> OwnEpiso
     A toolbox opens its tools one after the other in one thread, so that the tools of a server find each other there:
     each joins the server that the thread has begun, unless it already has a tool of this name.
     """
-    begun = _joining.begun
+    begun = _servers.joining.begun
     episode = begun.get((spec, names))
     if episode is None or episode.over or name in episode.opened:
         episode = begun[spec, names] = OwnEpisode(spec, names)
@@ -185,15 +202,3 @@ async def _close_connections() -> None:
 
 
 mcp_loop.at_exit(_close_connections)
-
-
-def _forget() -> None:
-    global _shared_lock, _joining
-    _shared_lock = threading.Lock()
-    _joining = _Joining()
-    mcp_loop.leave_to_parent(dict(_shared))
-    _shared.clear()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget)

@@ -30,7 +30,7 @@ from agentrl.trainers.recorded import RecordedEpisodes, Surroundings
 from agentrl.trainers.replay import ReplayedRollouts
 from agentrl.trainers.reward_models.core import RewardModel
 from agentrl.trainers.rollouts import EpisodeSource, TaskOrder, TrainingRollouts
-from agentrl.trainers.settings import DataSettings, EnvSettings, GroupSettings, TrainSettings
+from agentrl.trainers.settings import CorrectionSettings, DataSettings, EnvSettings, GroupSettings, TrainSettings
 from agentrl.trainers.trust_region_update import TrustRegionUpdater
 from agentrl.trainers.update import Updater
 from agentrl.trainers.value_models import value_network
@@ -51,7 +51,10 @@ def resolve_recipe(settings: TrainSettings) -> Algorithm:
     plan = plan_of(recipe, settings.group)
     check(recipe, plan, settings, env_maker(settings.env, "train"))
     recipe = with_combined_rewards(replace(recipe, sampling=plan), settings.rewards)
-    return with_extras(recipe, settings.extras)
+    extras = settings.extras
+    if isinstance(recipe, Recipe) and settings.policy.engine != "transformers" and extras.correction is None:
+        extras = extras.model_copy(update={"correction": CorrectionSettings()})
+    return with_extras(recipe, extras)
 
 
 def build_source(

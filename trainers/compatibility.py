@@ -14,7 +14,9 @@ from agentrl.trainers.examples import Example, read_examples
 from agentrl.trainers.imitation import ImitationRecipe, SelfTaughtRecipe
 from agentrl.trainers.preference.recipe import PreferenceRecipe
 from agentrl.trainers.recipe import Recipe
-from agentrl.trainers.settings import CriticSettings, GroupSettings, TrainSettings
+from agentrl.trainers.settings import CriticSettings, GroupSettings, PolicySettings, TrainSettings
+
+_DEFAULT_POLICY = PolicySettings().model_dump()
 
 
 def check(
@@ -34,6 +36,7 @@ def check(
         ConfigError: Saying what was given, what was expected, and what to do.
         DataError: The file of examples has a row that cannot be used.
     """
+    _check_engine(recipe, settings)
     _check_critic(recipe, settings)
     _check_steps(recipe, settings)
     if settings.data is not None:
@@ -41,6 +44,55 @@ def check(
     else:
         _check_groups(recipe, plan, settings)
         _check_environment(replace(recipe, sampling=plan), make_env)
+
+
+def _check_engine(recipe: Algorithm, settings: TrainSettings) -> None:
+    """Whether the engine that samples can do what is asked of it."""
+    policy, rollout = settings.policy, settings.rollout
+    if policy.engine == "transformers":
+        changed = [name for name in PolicySettings.model_fields if getattr(policy, name) != _DEFAULT_POLICY[name]]
+        if changed:
+            raise ConfigError(
+                f"policy.{changed[0]} is for an engine beside the trained network, but policy.engine='transformers' "
+                "samples from that network itself. Leave it out, or set policy.engine=vllm."
+            )
+        return
+    if rollout.top_p < 1.0 or rollout.top_k > 0:
+        raise ConfigError(
+            f"rollout.top_p={rollout.top_p} and rollout.top_k={rollout.top_k} cut the distribution that is sampled "
+            "from, and vLLM then does not report the log-probabilities of the whole one, which training needs. Leave "
+            "both out, or use policy.engine=transformers."
+        )
+    if policy.servers and policy.sleep:
+        raise ConfigError(
+            "policy.sleep frees the memory of an engine on the trainer's own GPU; policy.servers have theirs. Leave "
+            "one of them out."
+        )
+    if policy.max_staleness and policy.sleep:
+        raise ConfigError(
+            "policy.sleep stops the engine during updates, in which policy.max_staleness lets it sample. Leave one of "
+            "them out."
+        )
+    if policy.max_staleness:
+        _check_staleness(recipe, settings)
+
+
+def _check_staleness(recipe: Algorithm, settings: TrainSettings) -> None:
+    """Whether episodes of older weights can be trained on."""
+    given = f"policy.max_staleness={settings.policy.max_staleness}"
+    if settings.data is not None or isinstance(recipe, ImitationRecipe):
+        raise ConfigError(f"{given} is about episodes that the policy plays, and this run has none. Leave it out.")
+    if not isinstance(recipe, Recipe) or not recipe.allows_replay:
+        raise ConfigError(
+            f"{given} trains on episodes of an earlier policy, but recipe {recipe.name!r} does not correct for that by "
+            "a ratio. Leave it at 0, or use a recipe that does, such as arpo or grpo."
+        )
+    if recipe.reward is not None or settings.extras.replay is not None:
+        what = "its reward model plays" if recipe.reward is not None else "extras.replay keeps"
+        raise ConfigError(
+            f"{given} samples while an update is made, but {what} episodes between sampling and training. Leave it "
+            "at 0."
+        )
 
 
 def _check_critic(recipe: Algorithm, settings: TrainSettings) -> None:

@@ -42,7 +42,7 @@ def with_extras(recipe: Algorithm, extras: ExtraSettings) -> Algorithm:
     if extras.two_sided_clip is not None:
         recipe = _two_sided(recipe, extras.two_sided_clip)
     weights: list[TokenWeight] = []
-    if extras.correction is not None:
+    if extras.correction is not None and extras.correction.level != "off":
         weights.append(SamplerCorrection(**extras.correction.model_dump()))
     if extras.top_entropy is not None:
         weights.append(TopEntropy(extras.top_entropy))

@@ -13,6 +13,7 @@ from agentrl.trainers.critic import Critic
 from agentrl.trainers.forward import TokenScorer
 from agentrl.trainers.learner import Learner, average_steps, schedule
 from agentrl.trainers.mini_batches import Columns, Experience, Part, mini_batches
+from agentrl.trainers.mismatch import mismatch_metrics
 from agentrl.trainers.objective import Metrics, assign_credit, gather_feedback, loss_mask, policy_loss
 from agentrl.trainers.recipe import Recipe
 from agentrl.trainers.settings import OptimizerSettings
@@ -65,7 +66,13 @@ class OnPolicyLearner(Learner):
             metrics = self._teach(self._critic, known, factor, seed)
             if number < self._critic.warmup_updates:
                 return metrics
-        return {**metrics, **self._improve(known, factor, seed)}
+        return {**metrics, **self._mismatch(known), **self._improve(known, factor, seed)}
+
+    def _mismatch(self, known: Experience) -> dict[str, float]:
+        """How far the sampling engine is from the trained network, where the update has found that out."""
+        if not self._recipe.needs_old_logprobs:
+            return {}
+        return mismatch_metrics(known.columns.old_logprobs, known.batch.logprobs, known.batch.mask)
 
     def state_dict(self) -> dict[str, Any]:
         """The critic's state."""

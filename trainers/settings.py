@@ -45,6 +45,27 @@ class ModelSettings(Config):
     lora: LoraSettings | None = None
 
 
+class PolicySettings(Config):
+    """What samples the episodes: the trained network itself, or vLLM beside it."""
+
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """"transformers" needs nothing else; "vllm" is faster on GPUs and with large models (needs the extra "vllm")."""
+    servers: list[str] = Field(default_factory=list)
+    """URLs of running `agentrl serve-policy`; none: vllm runs on this machine, started and ended with the run."""
+    shared_folder: Path | None = None
+    """Where new weights are left for servers on other machines, which see it by the same path; None: this machine's
+    shared memory."""
+    max_staleness: NonNegativeInt = 0
+    """Updates by which the weights that sample may be behind those that are trained. 0: strictly on-policy; more lets
+    sampling and training overlap."""
+    entropy_top: PositiveInt = 20
+    """Entropy is estimated from so many of the most probable tokens (vllm; "transformers" sees all of them)."""
+    gpu_memory: PositiveFloat = Field(default=0.4, le=1.0)
+    """Share of the GPU's memory for an engine that is started by the run."""
+    sleep: bool = False
+    """Have that engine give its memory back during updates, so that both fit on one GPU."""
+
+
 class RolloutSettings(Config):
     """How episodes are sampled for training."""
 
@@ -147,7 +168,7 @@ class CriticSettings(Config):
 class CorrectionSettings(Config):
     """Importance weights from the sampling engine to the trainer's network (see `token_weights.SamplerCorrection`)."""
 
-    level: CorrectionLevel = CorrectionLevel.TOKEN
+    level: CorrectionLevel | Literal["off"] = CorrectionLevel.TOKEN
     action: CorrectionAction = CorrectionAction.TRUNCATE
     low: NonNegativeFloat = 0.0
     high: PositiveFloat = 2.0
@@ -163,10 +184,11 @@ class ReplaySettings(Config):
 
 
 class ExtraSettings(Config):
-    """What can be added to any recipe it fits; nothing is on by default."""
+    """What can be added to any recipe it fits."""
 
     correction: CorrectionSettings | None = None
-    """Not needed where sampler and trainer are the same network; costs one more forward pass."""
+    """None: on (with these defaults) if another engine samples than is trained (policy.engine=vllm), otherwise off, as
+    sampler and trainer are the same network. Costs one more forward pass."""
     replay: ReplaySettings | None = None
     top_entropy: PositiveFloat | None = None
     """Share of tokens with the highest entropy that keep their loss (arXiv:2506.01939: 0.2)."""
@@ -197,6 +219,7 @@ class TrainSettings(Config):
     updates: PositiveInt = 100
     seed: int = 0
     model: ModelSettings = ModelSettings()
+    policy: PolicySettings = PolicySettings()
     data: DataSettings | None = None
     """None: the policy plays, or the environment's oracle."""
     rollout: RolloutSettings = RolloutSettings()

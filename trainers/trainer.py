@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,15 @@ from agentrl.policies.core import Sampling
 from agentrl.rollout.continuation import Continuer
 from agentrl.runs import Row, RunFolder, read_metrics
 from agentrl.seeding import derive
+from agentrl.trainers.ahead import Batch, SampledAhead, staleness
 from agentrl.trainers.alarms import Alarms
 from agentrl.trainers.assembly import build_learner, build_rewards, build_source, env_maker, num_tasks, resolve_recipe
 from agentrl.trainers.checkpoint import Progress, save_checkpoint
+from agentrl.trainers.engines import open_policy
 from agentrl.trainers.event_log import EventLog
 from agentrl.trainers.models import trainable_model
 from agentrl.trainers.progress import TrainingProgress
+from agentrl.trainers.rollouts import Harvest
 from agentrl.trainers.settings import TrainSettings
 
 _PLAYED = "episodes"
@@ -53,8 +56,8 @@ class Trainer:
         self.recipe = resolve_recipe(settings)
         loaded = trainable_model(settings.model, model_folder, stop_at_tool_call=settings.rollout.stop_at_tool_call)
         self.loaded = loaded
-        self.policy = loaded.policy()
-        self.policy.version = self.progress.updates
+        self.policy = open_policy(settings, loaded, version=self.progress.updates)
+        self._ahead: SampledAhead | None = None
         self._train_env, self._test_env = (env_maker(settings.env, split) for split in ("train", "test"))
         self._collectors: list[Continuer] = []
         self._journal: Journal | None = None
@@ -91,12 +94,13 @@ class Trainer:
                 self._remember(read_metrics(folder.metrics_path))
             self._evaluate("before", display)
             started = time.monotonic() - self.progress.seconds
-            for number in range(self.progress.updates, self.settings.updates):
-                metrics = self._update(number, folder, display)
-                self.progress.updates = number + 1
-                self.progress.tasks_drawn = self.source.position
-                self.progress.seconds = time.monotonic() - started
-                self._finish_update(number + 1, metrics, folder, display)
+            with self._sampling_ahead():
+                for number in range(self.progress.updates, self.settings.updates):
+                    batch, metrics = self._update(number, folder, display)
+                    self.progress.updates = number + 1
+                    self.progress.tasks_drawn = batch.position
+                    self.progress.seconds = time.monotonic() - started
+                    self._finish_update(number + 1, metrics, folder, display)
             self._evaluate("after", display)
         self.save(folder)
         return {name: EvaluationReport.from_json(data) for name, data in self.progress.reports.items()}
@@ -108,7 +112,8 @@ class Trainer:
         settings = self.settings
         every = settings.evaluation.every
         if every and done % every == 0 and done < settings.updates:
-            metrics.update(self._held_out(self._measure(f"update-{done}", settings.rollout.sampling)))
+            with contextlib.nullcontext() if self._ahead is None else self._ahead.paused():
+                metrics.update(self._held_out(self._measure(f"update-{done}", settings.rollout.sampling)))
         self._log(done, metrics)
         display.update(done, metrics)
         if settings.checkpoint_every and done % settings.checkpoint_every == 0:
@@ -140,36 +145,76 @@ class Trainer:
         if self.rewards is not None:
             self.rewards.load_state_dict(state["rewards"])
 
-    def _update(self, number: int, folder: RunFolder, display: TrainingProgress) -> dict[str, float]:
-        seed = derive(self.settings.seed, "update", number)
+    def _update(self, number: int, folder: RunFolder, display: TrainingProgress) -> tuple[Batch, dict[str, float]]:
         start = time.monotonic()
-        self._begin_part(str(number + 1))
-        harvest = self.source.sample(seed)
-        sampled = time.monotonic()
-        metrics = dict(harvest.metrics)
-        if harvest.kept:
-            trees = harvest.kept if self.rewards is None else self.rewards.score(harvest.kept, seed=seed)
-            metrics.update(self.learner.update(trees, number=number, seed=seed))
-        if self.rewards is not None:
-            metrics.update(self.rewards.fit(harvest.trees, number=number, seed=seed))
+        batch = self._sample(number) if self._ahead is None else self._ahead.take(number)
+        harvest = batch.harvest
+        taken = time.monotonic()
+        metrics = {**harvest.metrics, **self.policy.metrics(), **self._learn(harvest, number)}
         self.policy.weights_changed()  # also counts an update that found nothing to learn from, as resuming does
+        if self._ahead is not None:
+            self._ahead.published(number + 1)
         end = time.monotonic()
         metrics["groups_trained"] = float(len(harvest.kept))
-        metrics["rollout_s"], metrics["update_s"] = sampled - start, end - sampled
+        metrics["rollout_s"], metrics["update_s"] = batch.seconds, end - taken
         if "sampled_tokens" in metrics:
             metrics["tokens_per_s"] = metrics["sampled_tokens"] / (end - start)
         every = self.settings.keep_trees_every
         if every and number % every == 0:
             folder.save_trees(number + 1, harvest.trees[:2])
-        if self._journal is not None and self._journal.discarded:
+        if batch.discarded:
             display.say(
-                f"warning: {len(self._journal.discarded)} episodes of update {number + 1} are discarded: the "
-                "interrupted run had begun calls in them that must not be run twice"
+                f"warning: {batch.discarded} episodes of update {number + 1} are discarded: the interrupted run had "
+                "begun calls in them that must not be run twice"
             )
         if _PLAYED in metrics:
             for warning in self._alarms.check(metrics):
                 display.say(f"warning: {warning}")
+        return batch, metrics
+
+    def _sample(self, number: int) -> Batch:
+        """The episodes of an update; in a run that samples ahead, called from that thread alone."""
+        start = time.monotonic()
+        self._begin_part(str(number + 1))
+        harvest = self.source.sample(derive(self.settings.seed, "update", number))
+        discarded = 0 if self._journal is None else len(self._journal.discarded)
+        seconds = time.monotonic() - start
+        return Batch(harvest=harvest, position=self.source.position, discarded=discarded, seconds=seconds)
+
+    def _learn(self, harvest: Harvest, number: int) -> dict[str, float]:
+        seed = derive(self.settings.seed, "update", number)
+        max_staleness = self.settings.policy.max_staleness
+        metrics = staleness(harvest.kept, number, max_staleness) if max_staleness else {}
+        if harvest.kept:
+            trees = harvest.kept if self.rewards is None else self.rewards.score(harvest.kept, seed=seed)
+            with self.policy.yield_memory():
+                metrics.update(self.learner.update(trees, number=number, seed=seed))
+        if self.rewards is not None:
+            metrics.update(self.rewards.fit(harvest.trees, number=number, seed=seed))
         return metrics
+
+    @contextlib.contextmanager
+    def _sampling_ahead(self) -> Iterator[None]:
+        """Inside the `with` block episodes are sampled while others are trained on, if the settings allow it."""
+        policy, updates = self.settings.policy, self.settings.updates
+        if not policy.max_staleness:
+            yield
+            return
+        self._ahead = SampledAhead(
+            self._sample, first=self.progress.updates, end=updates, max_staleness=policy.max_staleness
+        )
+        try:
+            yield
+        except BaseException:
+            self.policy.close()  # which ends a rollout under way
+            raise
+        finally:
+            self._ahead.close()
+            self._ahead = None
+
+    def close(self) -> None:
+        """Ends the engine that samples; safe to call twice."""
+        self.policy.close()
 
     def _record_calls(self, journal: Journal) -> None:
         """Lets everything that plays episodes write its tool calls to a journal."""

@@ -1,5 +1,6 @@
 """`train`: a run on disk, from settings to checkpoint, curve and report."""
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def train(
         folder = RunFolder.resume(path, update=first, command=command)
     else:
         folder = RunFolder.create(path, settings, seed=settings.seed, command=command)
-    with folder:
+    with folder, contextlib.closing(trainer):
         console.print(
             f"training {settings.model.name} with {settings.recipe} in {settings.env.id}, "
             f"updates {first + 1} to {settings.updates}",

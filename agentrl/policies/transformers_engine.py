@@ -5,6 +5,7 @@ sequences that are generating stand first and form one batch; a sequence that wa
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 
@@ -142,6 +143,17 @@ class TransformersPolicy:
         for sequence in self._sequences.values():
             sequence.cached, sequence.parent = 0, None
             sequence.logits.clear()
+
+    def yield_memory(self) -> AbstractContextManager[None]:
+        """Nothing to yield: what is trained is what samples, and a rollout leaves no rows behind."""
+        return nullcontext()
+
+    def metrics(self) -> dict[str, float]:
+        """Nothing beyond what rollouts tell."""
+        return {}
+
+    def close(self) -> None:
+        """Nothing runs beside this object."""
 
     # Admission and prefill -------------------------------------------------------------------------------------------
 

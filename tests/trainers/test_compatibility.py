@@ -225,3 +225,24 @@ def test_the_environment_is_closed() -> None:
         check(RECIPES["sft"], RECIPES["sft"].sampling, settings_of("sft"), Closing)
     check(RECIPES["sft"], RECIPES["sft"].sampling, settings_of("sft"), lambda: make("agentrl/Arithmetic-v0"))
     assert closed == [True]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["policy.max_staleness=1"], r"policy.max_staleness is for an engine beside the trained network"),
+        (["policy.servers=[http://localhost:8000]"], r"policy.servers is for an engine beside"),
+        (["policy.engine=vllm", "rollout.top_p=0.9"], r"rollout.top_p=0.9 .* cut the distribution"),
+        (["policy.engine=vllm", "rollout.top_k=5"], r"rollout.top_k=5 cut the distribution"),
+        (["policy.engine=vllm", "policy.sleep=true", "policy.servers=[http://a]"], r"policy.servers have theirs"),
+        (["policy.engine=vllm", "policy.sleep=true", "policy.max_staleness=1"], r"lets it sample"),
+        (["policy.engine=vllm", "policy.max_staleness=1", "recipe=reinforce"], r"does not correct for that by a ratio"),
+        (["policy.engine=vllm", "policy.max_staleness=1", "recipe=dpo"], r"does not correct for that by a ratio"),
+        (["policy.engine=vllm", "policy.max_staleness=1", "recipe=sft"], r"this run has none"),
+        (["policy.engine=vllm", "policy.max_staleness=1", "extras.replay.groups=2"], r"extras.replay keeps"),
+        (["policy.engine=vllm", "policy.max_staleness=1", "recipe=prm_model"], r"its reward model plays"),
+    ],
+)
+def test_an_engine_that_cannot_do_what_is_asked_is_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        resolve_recipe(settings_of("grpo", *overrides))
