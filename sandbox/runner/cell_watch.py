@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from agentrl.sandbox.runner.frames import Channel, FrameError
 from agentrl.sandbox.runner.output import OutputBuffer
-from agentrl.sandbox.runner.process_tree import descendants, exists, measure, proportional_bytes, reap
+from agentrl.sandbox.runner.process_tree import Usage, descendants, exists, measure, proportional_bytes, reap
 
 ANSWER_S = 20.0
 """An interpreter between two cells answers in milliseconds, unless a thread of an earlier cell keeps it from it."""
@@ -46,11 +46,13 @@ class Children:
         self.wait_statuses.clear()
         self.cpu_s = 0.0
 
-    def reap(self) -> None:
-        """Takes in all that have ended."""
-        for pid, (status, cpu_s) in reap().items():
+    def reap(self) -> set[int]:
+        """Takes in all that have ended; their process ids may be given to others from now on."""
+        ended = reap()
+        for pid, (status, cpu_s) in ended.items():
             self.wait_statuses[pid] = status
             self.cpu_s += cpu_s
+        return set(ended)
 
     def is_gone(self, pid: int) -> bool:
         """Whether a process has ended."""
@@ -63,8 +65,8 @@ class CellWatch:
 
     Args:
         interpreter: Runs the cell.
-        sleeping: Process ids that are not the cell's: its checkpoint, and interpreters and checkpoints of other
-            sessions. May hold the interpreter's own.
+        before: What it had used before.
+        bystanders: Process ids that are not the cell's: its checkpoint, and the interpreters of other sessions.
         output_fd: Non-blocking end of the pipe that the cell writes to.
         limits: The fields of `Limits`; `root`, and whether the files in it can be counted (`counts_files`).
         children: Of this process.
@@ -73,25 +75,25 @@ class CellWatch:
     def __init__(
         self,
         interpreter: Copy,
-        sleeping: Collection[int],
+        before: Usage,
+        bystanders: Collection[int],
         output_fd: int,
         limits: Mapping[str, Any],
         children: Children,
     ) -> None:
         self._interpreter = interpreter
-        self._bystanders = set(sleeping) - {interpreter.pid}
+        self._bystanders = bystanders
         self._output_fd = output_fd
         self._limits = limits
         self._children = children
         self.output = OutputBuffer(limits["output_bytes"])
         self._cpu_s = 0.0
-        self._before = measure([interpreter.pid])
-        """What the interpreter had used before the cell."""
+        self._before = before
         self._begun = self._checked = 0.0
         self._hung_up = False
 
     def wait(self, number: int, host_fd: int, is_cancelled: Callable[[], bool]) -> CellEnd:
-        """Waits for the end of cell `number`.
+        """Waits for the end of cell `number`, which has begun as soon as its checkpoint was there.
 
         Args:
             number: Of the cell, which its interpreter reports back.

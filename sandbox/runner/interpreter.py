@@ -1,6 +1,6 @@
 """The process that holds a session's names: it runs cells and copies itself by `fork`.
 
-Before every cell it makes a copy, the checkpoint, which sleeps until the runner either kills it (the cell went well) or
+Every cell starts with a copy, the checkpoint, which sleeps until the runner either kills it (the cell went well) or
 speaks to it (the cell was killed, and the checkpoint is the interpreter from now on). The interpreter of a forked
 session is the same kind of copy, moved to a folder of its own.
 Standard library only: the runner has this file without agentrl.
@@ -78,9 +78,18 @@ class Interpreter:
 
     def _answer(self, message: dict[str, Any], fds: list[int]) -> None:
         if message["op"] == "run":
-            self._run(message, fds[0])
-        elif message["op"] == "checkpoint":
-            self._clone(fds[0])
+            output_fd, checkpoint_fd = fds
+            read_fd, write_fd = os.pipe()
+            if self._clone(checkpoint_fd):
+                os.close(output_fd)
+                os.close(read_fd)
+                os.close(write_fd)  # the word to go: a cell may kill whatever it finds, and shall not find half a copy
+                return
+            os.close(write_fd)
+            streams = _prepare_cell(message, output_fd)  # while the copy begins to live
+            os.read(read_fd, 1)
+            os.close(read_fd)
+            self._run(message, streams)
         elif message["op"] == "resume":
             self._group_to_kill = None
         elif message["op"] == "settle":
@@ -101,13 +110,9 @@ class Interpreter:
         except Exception as error:  # a cell may have put anything in the place of a standard module
             return f"its state cannot be examined ({error})"
 
-    def _run(self, message: dict[str, Any], output_fd: int) -> None:
+    def _run(self, message: dict[str, Any], streams: StandardStreams) -> None:
         pid = os.getpid()
         cpu_before = _cpu_s()
-        _limit_cpu(message["cpu_s"])
-        set_dumpable(True)  # its memory is the cell's own; while it sleeps, no fork of the session may look into it
-        _set_oom_score(_AWAKE_OOM_SCORE)
-        streams = StandardStreams(output_fd)
         outcome = self._namespace.run(message["code"], message["number"], streams)
         _cancel_timers()
         streams.detach()
@@ -149,6 +154,14 @@ class Interpreter:
         except OSError as failure:
             error = str(failure)
         self._channel.send({"op": "moved", "error": error})
+
+
+def _prepare_cell(message: dict[str, Any], output_fd: int) -> StandardStreams:
+    """Makes this process one that a cell may run in."""
+    _limit_cpu(message["cpu_s"])
+    set_dumpable(True)  # its memory is the cell's own; while it sleeps, no fork of the session may look into it
+    _set_oom_score(_AWAKE_OOM_SCORE)
+    return StandardStreams(output_fd)
 
 
 def set_dumpable(dumpable: bool) -> None:

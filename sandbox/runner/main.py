@@ -28,6 +28,7 @@ from agentrl.sandbox.runner.process_tree import (
     kill_descendants,
     kill_group,
     kill_namespace,
+    measure,
 )
 from agentrl.sandbox.runner.process_tree import send_signal as signal_process
 from agentrl.sandbox.runner.session_files import list_files, read_file, write_file
@@ -82,14 +83,6 @@ class _Session:
     def __init__(self, name: str, interpreter: Copy) -> None:
         self.name = name
         self.interpreter = interpreter
-        self.checkpoint: Copy | None = None
-        """What the interpreter is before its next cell; made while the host is busy with the result of the last."""
-
-    def copies(self) -> list[Copy]:
-        return [self.interpreter] if self.checkpoint is None else [self.interpreter, self.checkpoint]
-
-    def pids(self) -> list[int]:
-        return [copy.pid for copy in self.copies()]
 
 
 class Runner:
@@ -117,7 +110,6 @@ class Runner:
                 request = self._host.receive()
                 if request["op"] != "cancel":  # one that comes too late
                     self._serve_one(request)
-                    self._make_checkpoints()
         except (EOFError, BrokenPipeError):
             pass
         except BaseException:
@@ -190,16 +182,17 @@ class Runner:
         self._folders.activate(session.name)
         self._children.reap()  # zombies count as processes
         self._children.forget()
-        checkpoint = session.checkpoint or self._copy(session, "checkpoint")
-        if checkpoint is None:
-            return self._start_afresh(session)
-        session.checkpoint = checkpoint
         read_fd, write_fd = os.pipe()
         os.set_blocking(read_fd, False)
         try:
-            watch = CellWatch(session.interpreter, self._sleeping(), read_fd, self._config, self._children)
-            if not self._begin_cell(session, request, write_fd):
+            order = {"op": "run", "code": request["code"], "number": request["number"], "cpu_s": self._config["cpu_s"]}
+            before = measure([session.interpreter.pid])
+            checkpoint = self._copy(session, order, [write_fd])
+            os.close(write_fd)
+            if checkpoint is None:
                 return self._start_afresh(session)
+            bystanders = [checkpoint.pid, *(pid for pid in self._sleeping() if pid != session.interpreter.pid)]
+            watch = CellWatch(session.interpreter, before, bystanders, read_fd, self._config, self._children)
             end = watch.wait(request["number"], self._host.fileno(), lambda: self._is_cancelled(request["id"]))
             is_kept = self._clean_up(session, checkpoint, end)
             watch.output.read_rest(read_fd)
@@ -208,20 +201,8 @@ class Runner:
         answer = watch.describe(end)
         return answer if is_kept else {**answer, "state": self._start_afresh(session)["state"]}
 
-    def _begin_cell(self, session: _Session, request: dict[str, Any], output_fd: int) -> bool:
-        """Gives the interpreter its cell; False if it has died. `output_fd`, to which it writes, is closed here."""
-        order = {"op": "run", "code": request["code"], "number": request["number"], "cpu_s": self._config["cpu_s"]}
-        try:
-            self._wake(session.interpreter)
-            session.interpreter.channel.send(order, [output_fd], timeout_s=ANSWER_S)
-        except OSError:
-            return False
-        finally:
-            os.close(output_fd)
-        return True
-
     def _sleeping(self) -> list[int]:
-        return [pid for session in self._sessions.values() for pid in session.pids()]
+        return [session.interpreter.pid for session in self._sessions.values()]
 
     def _is_cancelled(self, request_id: int) -> bool:
         """Reads what the host says while a cell runs, which can only be that it no longer wants it.
@@ -232,26 +213,16 @@ class Runner:
         message = self._host.receive()
         return bool(message["op"] == "cancel" and message["id"] == request_id)
 
-    def _make_checkpoints(self) -> None:
-        """Makes those that are missing, in the time that the host takes to think."""
-        for session in self._sessions.values():
-            if session.checkpoint is None:
-                session.checkpoint = self._copy(session, "checkpoint")
-                self._kill_all_but(self._sleeping())
-
-    def _wake(self, copy: Copy) -> None:
+    def _copy(self, session: _Session, order: dict[str, Any], fds: list[int]) -> Copy | None:
+        """Gives the interpreter an order that makes it copy itself first; None if there is no copy."""
         # As the first process this one stops all interpreters between cells, so that no thread of theirs runs on; and
         # elsewhere a cell may have stopped its checkpoint.
-        signal_process(copy.pid, signal.SIGCONT)
-
-    def _copy(self, session: _Session, operation: str) -> Copy | None:
-        """Gives the interpreter an order to copy itself; None if there is no copy."""
-        self._wake(session.interpreter)
+        signal_process(session.interpreter.pid, signal.SIGCONT)
         ours, theirs = pair()
         ours.takes_fds = False
         try:
             try:
-                session.interpreter.channel.send({"op": operation}, [theirs.fileno()], timeout_s=ANSWER_S)
+                session.interpreter.channel.send(order, [*fds, theirs.fileno()], timeout_s=ANSWER_S)
             finally:
                 theirs.close()
             pid: Any = ours.receive(ANSWER_S)[0].get("pid")
@@ -264,7 +235,8 @@ class Runner:
 
     def _start_afresh(self, session: _Session, *, new_folders: bool = False) -> dict[str, Any]:
         """Replaces an interpreter that has died or hangs between two cells, by a thread or signal of an earlier one."""
-        self._stop_all(session)
+        self._stop(session.interpreter)
+        self._kill_all_but([pid for pid in self._sleeping() if pid != session.interpreter.pid])
         self._bury()
         if new_folders:
             self._folders.remove(session.name)
@@ -280,7 +252,7 @@ class Runner:
         """
         keep, drop = (session.interpreter, checkpoint) if end.done else (checkpoint, session.interpreter)
         self._stop(drop)
-        session.interpreter, session.checkpoint = keep, None
+        session.interpreter = keep
         self._kill_all_but(self._sleeping())
         if end.reason == "files":
             self._folders.empty(session.name)
@@ -297,26 +269,18 @@ class Runner:
             self._dying |= kill_namespace(pids)
         elif not kill_descendants(os.getpid(), spare=pids, limit_s=_KILL_S):
             raise RuntimeError(_NOT_KILLED)
-        self._children.reap()
+        self._dying -= self._children.reap()
 
     def _bury(self) -> None:
         """Waits for the end of what was killed: until then it holds memory and counts as a process."""
         deadline = time.monotonic() + _KILL_S
         while self._dying:
-            self._children.reap()
+            self._dying -= self._children.reap()
             self._dying = set(filter(is_alive, self._dying))
             if time.monotonic() > deadline:
                 raise RuntimeError(_NOT_KILLED)
             if self._dying:
                 time.sleep(0.0001)
-
-    def _stop_all(self, session: _Session) -> None:
-        """Kills what there is of a session."""
-        others = [pid for other in self._sessions.values() if other is not session for pid in other.pids()]
-        for copy in session.copies():
-            self._stop(copy)
-        session.checkpoint = None
-        self._kill_all_but(others)
 
     def _stop(self, copy: Copy) -> None:
         """Kills an interpreter with its process group; its channel must not close before, as it would act on that."""
@@ -327,7 +291,11 @@ class Runner:
     def _fork(self, request: dict[str, Any]) -> dict[str, Any]:
         """Copies a session, which is then found under the name `twin`."""
         session, twin = self._sessions[request["session"]], request["twin"]
-        copy = self._copy(session, "clone")
+        most = self._config["max_user_processes"]
+        if most is not None and len(self._sessions) >= most - 2 * self._config["pids"]:
+            # One more could leave a cell without room for its checkpoint, and with that without its names.
+            return {"error": f"{len(self._sessions)} sessions share this sandbox, which has room for no more"}
+        copy = self._copy(session, {"op": "clone"}, [])
         if copy is None:
             return {"error": self._refusal(session)}
         source = self._folders.place(session.name)
@@ -373,7 +341,8 @@ class Runner:
 
     def _close(self, request: dict[str, Any]) -> dict[str, Any]:
         session = self._sessions.pop(request["session"])
-        self._stop_all(session)
+        self._stop(session.interpreter)
+        self._kill_all_but(self._sleeping())
         self._folders.remove(session.name)
         self._folders.sweep(self._sessions)
         if os.getpid() == 1 and not self._sessions and not os.path.islink(_SHARED_MEMORY):

@@ -74,7 +74,6 @@ def test_waiting_for_a_turn_does_not_count(open_session: OpenSession) -> None:
 def test_a_fork_that_is_killed_by_its_sibling_says_that_its_names_are_lost(session: RunnerSession) -> None:
     session.run("x = 1")
     fork = session.fork()
-    session.list_files()  # which is answered when the checkpoints are made
     fork.run(f"import os; [os.kill(pid, 9) for pid in {processes_in(folder_of(session))} if pid != os.getpid()]")
     result = session.run("x")
     assert (result.status, result.reason, result.state) == ("killed", "ended", "reset")
