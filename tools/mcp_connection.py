@@ -229,9 +229,12 @@ class _Connections:
     """Those of this process."""
 
     def __init__(self) -> None:
+        self._begin()
+        fresh_after_fork(self, _Connections._forget)
+
+    def _begin(self) -> None:
         self.open: set[Connection] = set()
         self._start_slots: asyncio.Semaphore | None = None
-        fresh_after_fork(self, _Connections._forget)
 
     def starting(self) -> asyncio.Semaphore:
         """As many servers start at a time as there are cores: more would only keep each other from starting in time."""
@@ -240,9 +243,8 @@ class _Connections:
         return self._start_slots
 
     def _forget(self) -> None:
-        self._start_slots = None
         leave_to_parent(self.open)
-        self.open = set()
+        self._begin()
 
 
 _here = _Connections()

@@ -28,14 +28,16 @@ class _Loop:
     """The one of this process."""
 
     def __init__(self) -> None:
-        self.started: asyncio.AbstractEventLoop | None = None
         self._begin()
-        fresh_after_fork(self, _Loop._begin)
+        fresh_after_fork(self, _Loop._forget)
 
     def _begin(self) -> None:
         self._lock = threading.Lock()
+        self.started: asyncio.AbstractEventLoop | None = None
+
+    def _forget(self) -> None:
         leave_to_parent(self.started)
-        self.started = None
+        self._begin()
 
     def running(self) -> asyncio.AbstractEventLoop:
         with self._lock:

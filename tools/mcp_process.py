@@ -115,7 +115,7 @@ class ServerProcess:
                 stream.close()
 
     def disown(self) -> None:
-        """Closes the pipes, also in a forked process, where they would keep the server from seeing the end of its input."""
+        """Closes the pipes; in a forked process they would keep the server from seeing the end of its input."""
         self._is_over = True
         for pipe in (self._popen.stdin, self._popen.stdout, self._popen.stderr):
             if pipe is not None:

@@ -148,15 +148,17 @@ class _Servers:
     """Those of this process."""
 
     def __init__(self) -> None:
-        self._shared: dict[ServerSpec, SharedServer] = {}
         self._begin()
-        fresh_after_fork(self, _Servers._begin)
+        fresh_after_fork(self, _Servers._forget)
 
     def _begin(self) -> None:
-        mcp_loop.leave_to_parent(self._shared)
-        self._shared = {}
+        self._shared: dict[ServerSpec, SharedServer] = {}
         self._lock = threading.Lock()
         self.joining = _Joining()
+
+    def _forget(self) -> None:
+        mcp_loop.leave_to_parent(self._shared)
+        self._begin()
 
     def shared(self, spec: ServerSpec) -> SharedServer:
         with self._lock:

@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
 import pytest
-from search_server import reply, serving
+from http_server import reply
+from search_server import serving
 
 from agentrl import forking, json_service
 from agentrl.forking import fresh_after_fork

@@ -9,7 +9,8 @@ import zlib
 from collections.abc import Iterator
 
 import pytest
-from search_server import SkippingTime, break_off, hang_up, reply, reset, serving, stall
+from http_server import hang_up, reply, stall
+from search_server import SkippingTime, break_off, reset, serving
 
 from agentrl import json_service
 from agentrl.errors import ConfigError, InfrastructureError

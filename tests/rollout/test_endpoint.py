@@ -10,7 +10,8 @@ from typing import Any
 
 import gymnasium
 import pytest
-from chat_server import Body, Brain, ModelServer, hangs_up, refuses, replies, says, serving, stalls
+from chat_server import Body, Brain, ModelServer, refuses, says, serving
+from http_server import hang_up, reply, stall
 from rollout_scripts import Counting, call
 
 from agentrl.envs import TextSpace
@@ -309,14 +310,14 @@ def failing_after_first(failure: Any) -> Brain:
 @pytest.mark.parametrize(
     ("failure", "error"),
     [
-        (hangs_up, r"failed: .*\(tried \d+ times in 0.3 s\)"),
+        (hang_up, r"failed: .*\(tried \d+ times in 0.3 s\)"),
         (refuses("overloaded", 503), r"failed: .*\(tried \d+ times in 0.3 s\)"),
-        (replies(b"later", 429, Retry_After="100"), r"HTTP status 429: 'later' \(tried once in 0.3 s\)"),
-        (stalls, "ReadTimeout"),
+        (reply(b"later", 429, Retry_After="100"), r"HTTP status 429: 'later' \(tried once in 0.3 s\)"),
+        (stall, "ReadTimeout"),
         (refuses("seed must be odd", 422), "refused the request with HTTP status 422.*seed must be odd"),
-        (replies(b"<html>"), "does not speak the chat-completions protocol: Expecting value"),
-        (replies({"choices": []}), 'protocol: "choices" is empty'),
-        (replies(b"[" * 200_000), "protocol"),
+        (reply(b"<html>"), "does not speak the chat-completions protocol: Expecting value"),
+        (reply({"choices": []}), 'protocol: "choices" is empty'),
+        (reply(b"[" * 200_000), "protocol"),
     ],
 )
 def test_a_failure_after_the_first_answer_makes_its_episode_invalid(serve: Serve, failure: Any, error: str) -> None:
@@ -329,11 +330,11 @@ def test_a_failure_after_the_first_answer_makes_its_episode_invalid(serve: Serve
 
 def test_what_may_pass_is_tried_again(serve: Serve) -> None:
     failures = [
-        hangs_up,
+        hang_up,
         refuses("busy", 503),
         refuses("busy", 500),
         refuses("busy", 529),
-        replies(b"", 429, Retry_After="0"),
+        reply(b"", 429, Retry_After="0"),
     ]
 
     def brain(body: Body) -> Any:
@@ -345,7 +346,7 @@ def test_what_may_pass_is_tried_again(serve: Serve) -> None:
 
 
 def test_a_wait_that_the_server_asks_for_is_kept(serve: Serve) -> None:
-    waits = [replies(b"", 429, Retry_After="1")]
+    waits = [reply(b"", 429, Retry_After="1")]
     begun = time.monotonic()
     assert collect(serve(lambda body: waits.pop() if waits else counts(body)))[0].leaves[0].success
     assert time.monotonic() - begun >= 1.0
@@ -382,8 +383,8 @@ def test_a_server_that_is_not_there_is_one_clear_error(serve: Serve) -> None:
         (refuses("temperature must be 1"), "HTTP status 400: .*temperature must be 1"),
         (refuses("no tools, no nothing"), "no tools, no nothing"),  # also refuses without them
         (refuses("maximum context length is 12 tokens"), "maximum context length is 12"),
-        (replies(b"<html>"), "does not speak"),
-        (replies(b"", 301, Location="http://127.0.0.1:1/"), "HTTP status 301"),
+        (reply(b"<html>"), "does not speak"),
+        (reply(b"", 301, Location="http://127.0.0.1:1/"), "HTTP status 301"),
     ],
 )
 def test_a_failure_of_the_first_request_concerns_all(serve: Serve, failure: Any, message: str) -> None:
@@ -417,7 +418,7 @@ def test_a_key_that_no_header_can_hold_is_refused_unseen(key: str) -> None:
 
 def test_nobody_waits_for_a_stalled_server_after_an_error(serve: Serve) -> None:
     """As on Ctrl-C: the stalled request would take a minute."""
-    server = serve(lambda body: failing_after_first(refuses("") if server.released.is_set() else stalls)(body))
+    server = serve(lambda body: failing_after_first(refuses("") if server.released.is_set() else stall)(body))
 
     def interrupt(tree: Tree) -> None:
         raise KeyboardInterrupt

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from fusion_server import fusion_service
-from search_server import Serve, hang_up, reply, serving
+from http_server import hang_up, reply
+from search_server import Serve, serving
 
 from agentrl.errors import ConfigError, InfrastructureError
 from agentrl.sandbox import Limits, SandboxFileError, SecurityLevel, http_service, open_sandbox

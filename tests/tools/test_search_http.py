@@ -14,23 +14,8 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
-from search_server import (
-    GOOD,
-    OSLO,
-    ROME,
-    Answer,
-    Serve,
-    SkippingTime,
-    break_off,
-    drip,
-    drip_headers,
-    flood,
-    hang_up,
-    reply,
-    reset,
-    serving,
-    stall,
-)
+from http_server import Answer, hang_up, reply, stall
+from search_server import GOOD, OSLO, ROME, Serve, SkippingTime, break_off, drip, drip_headers, flood, reset, serving
 
 from agentrl import json_service
 from agentrl.errors import ConfigError, InfrastructureError

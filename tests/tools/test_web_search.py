@@ -11,7 +11,8 @@ from threading import Semaphore
 from typing import Any
 
 import pytest
-from search_server import Answer, Serve, Server, reply, serving
+from http_server import Answer, reply
+from search_server import Serve, Server, serving
 from transformers import PreTrainedTokenizerFast
 
 from agentrl.chat.template import ChatFormat

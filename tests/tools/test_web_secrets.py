@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from search_server import Answer, Serve, hang_up, reply, serving, stall
+from http_server import Answer, hang_up, reply, stall
+from search_server import Serve, serving
 
 from agentrl.errors import InfrastructureError
 from agentrl.messages import ToolCall
