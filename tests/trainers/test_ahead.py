@@ -15,7 +15,9 @@ from agentrl.policies.transformers_engine import TransformersPolicy
 from agentrl.runs import read_metrics
 from agentrl.trainers import TrainSettings, train
 from agentrl.trainers.ahead import Batch, SampledAhead, staleness
+from agentrl.trainers.checkpoint import latest_checkpoint, load_checkpoint
 from agentrl.trainers.rollouts import Harvest
+from agentrl.trainers.update import Updater
 
 WAIT_S = 60
 
@@ -207,6 +209,31 @@ def test_the_correction_is_on_with_another_engine_and_can_be_switched_off(run_ah
     other = load_config(TrainSettings, overrides=[*base, "policy.engine=vllm"])
     off = load_config(TrainSettings, overrides=[*base, "policy.engine=vllm", "extras.correction.level=off"])
     assert [resolve_recipe(s).needs_old_logprobs for s in (own, other, off)] == [False, True, False]  # type: ignore[union-attr]
+
+
+def test_weights_are_told_after_every_update(run_ahead: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[int] = []
+    publish = SampledAhead.published
+    monkeypatch.setattr(SampledAhead, "published", lambda self, version: (told.append(version), publish(self, version)))
+    run_ahead("policy.max_staleness=1")
+    assert told == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_checkpoint_knows_nothing_of_what_was_sampled_ahead(
+    run_ahead: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update = Updater.update
+
+    def fail_late(self: Any, trees: Any, *, number: int, seed: int) -> dict[str, float]:
+        if number == 4:
+            raise PolicyError("interrupted")
+        return update(self, trees, number=number, seed=seed)
+
+    monkeypatch.setattr(Updater, "update", fail_late)
+    with pytest.raises(PolicyError, match="interrupted"):
+        run_ahead("policy.max_staleness=2", "checkpoint_every=1")
+    _, progress = load_checkpoint(latest_checkpoint(tmp_path / "run" / "checkpoints"))
+    assert (progress.updates, progress.tasks_drawn) == (4, 4 * 2)
 
 
 def test_a_failing_update_ends_the_sampler_and_the_engine(run_ahead: Any, monkeypatch: pytest.MonkeyPatch) -> None:

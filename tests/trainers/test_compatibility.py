@@ -246,3 +246,15 @@ def test_the_environment_is_closed() -> None:
 def test_an_engine_that_cannot_do_what_is_asked_is_refused(overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         resolve_recipe(settings_of("grpo", *overrides))
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_the_examples_fit_together(path: Path) -> None:
+    assert resolve_recipe(load_config(TrainSettings, path)).name
+
+
+def test_there_are_examples_for_gpus() -> None:
+    assert len(EXAMPLES) >= 5
