@@ -4,6 +4,7 @@ from agentrl.sandbox.attacks.attack import (
     IDLE,
     MANY_FILES,
     OUT_OF_MEMORY,
+    RESET,
     ROOMY,
     Attack,
     Bare,
@@ -140,6 +141,9 @@ def _memory(id: int, name: str, code: str, expect: Expectation, *, bare: Bare = 
 
 
 def _many_files(id: int, name: str, code: str, expect: Expectation) -> Attack:
+    # The kernel gets back what descriptors hold only at the very end of their process. On a busy machine it may choose
+    # a second victim before, which is the checkpoint: the session then says that its names are lost.
+    expect |= RESET
     return Attack(id, "memory", name, code, expect, MANY_FILES, Bare.DANGEROUS)
 
 

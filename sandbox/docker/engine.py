@@ -8,6 +8,9 @@ from typing import Any
 
 from agentrl.errors import InfrastructureError, MissingExtraError
 from agentrl.sandbox.core import SandboxUnavailableError
+from agentrl.sandbox.docker.docker_dialect import DockerDialect
+from agentrl.sandbox.docker.plan import Dialect
+from agentrl.sandbox.docker.podman_dialect import PodmanDialect, podman_problem, podman_version
 from agentrl.sandbox.owner import is_dead, owner_id
 
 OWNER_LABEL = "agentrl.owner"
@@ -36,6 +39,8 @@ class Engine:
         """Process id to client: two processes must not talk over one connection. There is no lock, which a fork could
         copy while it is held; threads that come at the same time each connect, and the last client is kept."""
         self._info: dict[str, Any] = {}
+        self.dialect: Dialect = DockerDialect()
+        """How to ask it for containers; of the engine that `client` has reached."""
 
     def client(self) -> Any:
         """This process's `docker.DockerClient`; its engine was reached and keeps limits.
@@ -45,7 +50,7 @@ class Engine:
         """
         client = self._clients.get(os.getpid())
         if client is None:
-            client, self._info = _connect()
+            client, self._info, self.dialect = _connect()
             self._clients = {os.getpid(): client}
         return client
 
@@ -81,18 +86,8 @@ class Engine:
         Raises:
             InfrastructureError: The engine cannot remove it, or does not answer.
         """
-        from docker.errors import APIError, NotFound
-
         with self.errors("remove a container"):
-            try:
-                client.api.remove_container(container, force=True, v=True)
-            except NotFound:
-                return
-            except APIError as error:
-                if error.status_code != 409:  # its removal is in progress
-                    raise
-                with contextlib.suppress(NotFound):
-                    client.api.wait(container, condition="removed", timeout=_TIMEOUT_S)
+            self.dialect.remove(client, container)
 
     @contextlib.contextmanager
     def errors(self, action: str) -> Iterator[None]:
@@ -120,8 +115,8 @@ def owner_labels() -> dict[str, str]:
     return {OWNER_LABEL: owner_id()}
 
 
-def _connect() -> tuple[Any, dict[str, Any]]:
-    """A client, and what its engine tells about itself."""
+def _connect() -> tuple[Any, dict[str, Any], Dialect]:
+    """A client, what its engine tells about itself, and how to speak to it."""
     try:
         import docker
     except ImportError:
@@ -137,7 +132,8 @@ def _connect() -> tuple[Any, dict[str, Any]]:
         raise SandboxUnavailableError(f"No engine answers at {address}: {cause}. {remedy} {_OTHER_WAY}") from error
     if problem := _problem(info, version):
         raise SandboxUnavailableError(f"This engine cannot hold hostile programs: {problem}. {_OTHER_WAY}")
-    return client, info
+    podman = podman_version(version)
+    return client, info, PodmanDialect(podman) if podman else DockerDialect()
 
 
 def _first_cause(error: BaseException) -> BaseException:
@@ -149,10 +145,8 @@ def _first_cause(error: BaseException) -> BaseException:
 def _problem(info: Mapping[str, Any], version: Mapping[str, Any]) -> str | None:
     """Why the limits that a container is given would not bind, by what an engine tells about itself."""
     options = [option for text in info.get("SecurityOptions") or () for option in text.split(",")]
-    if any(part.get("Name") == "Podman Engine" for part in version.get("Components") or ()):
-        # Tried with 4.3: a read-only container gets tmpfs without limit on /run, /tmp and /var/tmp, the number of files
-        # cannot be limited, nor limits be raised for a fork; a lack of memory is reported as any other end.
-        return "it is Podman, whose imitation of Docker gives containers more to write to than they were allowed"
+    if (podman := podman_version(version)) and (problem := podman_problem(podman, options)):
+        return problem
     if info.get("OSType", "linux") != "linux":
         return f"its containers are of {info['OSType']}, Linux is needed"
     if "name=seccomp" not in options:

@@ -72,12 +72,11 @@ def _build(tag: str, base: str | None, packages: Sequence[str]) -> BuiltImage:
 def _import_host(tag: str, packages: Sequence[str]) -> BuiltImage:
     engine = Engine()
     client = engine.client()
-    name, _, version = tag.partition(":")
     with tempfile.TemporaryFile() as archive:
         write_root(archive, packages)
         archive.seek(0)
         with engine.errors("import the image"):
-            client.api.import_image_from_data(archive, repository=name, tag=version or "latest")
+            client.api.import_image_from_data(archive, repository=tag)
             return _describe(client.images.get(tag))
 
 

@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from agentrl.errors import InfrastructureError
@@ -15,11 +15,6 @@ from agentrl.sandbox.docker.stream import Demultiplexer
 
 _RECEIVE_BYTES = 1 << 16
 _PING_S = 10.0
-_EVENT_S = 10.0
-"""How long after the end of a stream an engine may take to say how the container ended."""
-_OOM_BEFORE_END_NS = 10 * 10**9
-_KILLED = "137"
-"""Exit status of a container whose first process was killed: 128 + SIGKILL."""
 
 
 class DockerLink:
@@ -29,16 +24,20 @@ class DockerLink:
         engine: Where the container is.
         container: Its id.
         connection: To its standard streams.
-        resources: What it may use when so many sessions live in it, as fields of the engine's update request.
+        total_limits: Bytes of memory and number of tasks that it may use when so many sessions live in it.
     """
 
     def __init__(
-        self, engine: Engine, container: str, connection: socket.socket, resources: Callable[[int], Mapping[str, int]]
+        self,
+        engine: Engine,
+        container: str,
+        connection: socket.socket,
+        total_limits: Callable[[int], tuple[int, int]],
     ) -> None:
         self._engine = engine
         self._container = container
         self._connection = connection
-        self._resources = resources
+        self._total_limits = total_limits
         self._room_for = 1
         self._demultiplexer = Demultiplexer()
         self._output = b""
@@ -73,10 +72,7 @@ class DockerLink:
         try:
             client = self._engine.client()
             with self._engine.errors("raise the limits of a container"):
-                url = f"{client.api.base_url}/v{client.api.api_version}/containers/{self._container}/update"
-                answer = client.api.post(url, json=self._resources(room_for), timeout=client.api.timeout)
-                if not answer.ok:
-                    raise OSError(f"status {answer.status_code}: {answer.text.strip()}")
+                self._engine.dialect.raise_limits(client, self._container, *self._total_limits(room_for))
         except InfrastructureError as error:
             raise OSError(str(error)) from error
         self._room_for = room_for
@@ -91,32 +87,13 @@ class DockerLink:
             return False
 
     def ran_out_of_memory(self) -> bool:
-        """See `Link.ran_out_of_memory`. The container is removed by now, but the engine remembers its end."""
+        """See `Link.ran_out_of_memory`."""
         try:
             client = self._engine.client()
             with self._engine.errors("tell how a container ended"):
-                return self._was_killed_for_memory(client)
+                return self._engine.dialect.was_killed_for_memory(client, self._container)
         except InfrastructureError:
             return False  # an engine that is gone itself
-
-    def _was_killed_for_memory(self, client: Any) -> bool:
-        """Whether the first process was killed shortly after an alarm of the memory limit.
-
-        The alarm alone says little: it also rings when any other process of the sandbox is killed.
-        """
-        out_of_memory_at = None
-        events = client.events(
-            since=1, until=int(time.time() + _EVENT_S), filters={"container": self._container}, decode=True
-        )
-        with contextlib.closing(events):
-            for event in events:
-                if event["Action"] == "oom":
-                    out_of_memory_at = event["timeNano"]
-                elif event["Action"] == "die":
-                    was_killed = event["Actor"]["Attributes"].get("exitCode") == _KILLED
-                    alarmed = out_of_memory_at is not None and event["timeNano"] - out_of_memory_at < _OOM_BEFORE_END_NS
-                    return was_killed and alarmed
-        return False
 
     def last_words(self) -> str:
         """See `Link.last_words`."""
@@ -145,7 +122,8 @@ def attach(client: Any, container: str) -> socket.socket:
     Raises:
         SandboxUnavailableError: The engine is reached in a way that gives no plain connection.
     """
-    parameters = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1}
+    # Without the last, Podman would look for keys in the data by which a user asks to be detached.
+    parameters = {"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1, "detachKeys": ""}
     stream = client.api.attach_socket(container, params=parameters)
     if not isinstance(stream, socket.SocketIO):
         raise SandboxUnavailableError(

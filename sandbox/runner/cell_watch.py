@@ -7,6 +7,7 @@ import os
 import select
 import signal
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from time import monotonic
 from typing import Any, NamedTuple
 
@@ -93,7 +94,7 @@ class CellWatch:
         self._hung_up = False
 
     def wait(self, number: int, host_fd: int, is_cancelled: Callable[[], bool]) -> CellEnd:
-        """Waits for the end of cell `number`, which has begun as soon as its checkpoint was there.
+        """Lets cell `number` begin, now that its checkpoint is safe, and waits for its end.
 
         Args:
             number: Of the cell, which its interpreter reports back.
@@ -105,6 +106,8 @@ class CellWatch:
         """
         channel = self._interpreter.channel
         self._begun = self._checked = monotonic()
+        with suppress(OSError):  # it has died: the channel says so below
+            channel.send({"op": "go"}, timeout_s=ANSWER_S)
         nonce = os.urandom(8).hex()
         done: dict[str, Any] | None = None
         poll = select.poll()

@@ -41,6 +41,7 @@ class Interpreter:
         self._channel.max_bytes = sys.maxsize  # the runner can be trusted, and code may be long
         self._config = dict(config)
         self._namespace = Namespace()
+        self._cpu_hard_limit = 0
         self._group_to_kill: int | None = None
         """Of a checkpoint: the process group that runs the cell it guards."""
 
@@ -55,6 +56,7 @@ class Interpreter:
         for kind, value in _resource_limits(self._config):
             with suppress(OSError, ValueError):  # above the hard limit in force, or not known to this system
                 resource.setrlimit(kind, (value, value))
+        self._cpu_hard_limit = _cpu_hard_limit()
         gc.freeze()  # later forks then share these pages for good
 
     def serve(self) -> NoReturn:
@@ -79,16 +81,12 @@ class Interpreter:
     def _answer(self, message: dict[str, Any], fds: list[int]) -> None:
         if message["op"] == "run":
             output_fd, checkpoint_fd = fds
-            read_fd, write_fd = os.pipe()
+            self._require_time()
             if self._clone(checkpoint_fd):
                 os.close(output_fd)
-                os.close(read_fd)
-                os.close(write_fd)  # the word to go: a cell may kill whatever it finds, and shall not find half a copy
                 return
-            os.close(write_fd)
             streams = _prepare_cell(message, output_fd)  # while the copy begins to live
-            os.read(read_fd, 1)
-            os.close(read_fd)
+            self._channel.receive()  # the word to go: a cell may kill whatever it finds, and shall not find half a copy
             self._run(message, streams)
         elif message["op"] == "resume":
             self._group_to_kill = None
@@ -103,6 +101,11 @@ class Interpreter:
                 self._group_to_kill = None
         elif message["op"] == "move":
             self._move(message["source"], message["target"])
+
+    def _require_time(self) -> None:
+        """Raises `OSError` if a cell has lowered what no process can raise again: no copy could run a cell either."""
+        if _cpu_hard_limit() != self._cpu_hard_limit:
+            raise OSError("the interpreter has cut its own CPU time")
 
     def _find_obstacle(self, own_fds: set[int]) -> str | None:
         try:
@@ -192,8 +195,11 @@ def _resource_limits(config: Mapping[str, Any]) -> list[tuple[int, int]]:
 def _limit_cpu(cpu_s: float) -> None:
     """The kernel's own limit behind the runner's: at least a second later, and the only one off Linux."""
     with suppress(OSError, ValueError):
-        hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + cpu_s) + 2, hard))
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time() + cpu_s) + 2, _cpu_hard_limit()))
+
+
+def _cpu_hard_limit() -> int:
+    return resource.getrlimit(resource.RLIMIT_CPU)[1]
 
 
 def _cancel_timers() -> None:

@@ -1,7 +1,7 @@
 """What isolates on this machine.
 
 A test that needs what is missing is skipped, with the command that provides it; in CI, which sets
-AGENTRL_REQUIRE_DOCKER and AGENTRL_REQUIRE_BUBBLEWRAP, it fails.
+AGENTRL_REQUIRE_DOCKER, AGENTRL_REQUIRE_PODMAN and AGENTRL_REQUIRE_BUBBLEWRAP, it fails.
 """
 
 import functools
@@ -25,13 +25,31 @@ ENGINE_SCRIPT = Path(__file__).resolve().parents[2] / ".ci/engine"
 
 def require_docker() -> str:
     """The name of an image to start containers from, made of this Python unless it is there."""
-    image, problem = _docker_image()
+    image, problem = _image(os.environ.get("DOCKER_HOST", ""))
     if image is None:
         missing(
             "AGENTRL_REQUIRE_DOCKER",
             f"{problem} To start one for a while: export DOCKER_HOST=$({ENGINE_SCRIPT} start /tmp/engine)",
         )
     return image
+
+
+def require_podman(patch: pytest.MonkeyPatch) -> str:
+    """As `require_docker`, of the Podman that AGENTRL_PODMAN_HOST names; DOCKER_HOST is set to it."""
+    address = os.environ.get("AGENTRL_PODMAN_HOST")
+    if address is None:
+        missing("AGENTRL_REQUIRE_PODMAN", f"AGENTRL_PODMAN_HOST names no Podman of root. {_START_PODMAN}")
+    patch.setenv("DOCKER_HOST", address)
+    image, problem = _image(address)
+    if image is None:
+        missing("AGENTRL_REQUIRE_PODMAN", f"{problem} {_START_PODMAN}")
+    return image
+
+
+_START_PODMAN = (
+    "To start one: apt-get install podman; podman system service --time=0 unix:///tmp/podman.sock & "
+    "export AGENTRL_PODMAN_HOST=unix:///tmp/podman.sock"
+)
 
 
 def require_bubblewrap() -> str:
@@ -54,7 +72,8 @@ def require_own_engine() -> Path:
 
 
 @functools.cache
-def _docker_image() -> tuple[str | None, str]:
+def _image(address: str) -> tuple[str | None, str]:
+    """An image of the engine that DOCKER_HOST names now, or what stands against it."""
     try:
         client = Engine().client()
     except SandboxUnavailableError as error:
