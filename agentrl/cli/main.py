@@ -269,6 +269,48 @@ def serve_search_command(
     serve_search(corpus, backend=backend, model=model, host=host, port=port)
 
 
+@app.command("serve-policy")
+def serve_policy_command(
+    model: Annotated[str, typer.Argument(help="quickstart, a model folder, or a hub id.")],
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    trusted_network: Annotated[
+        bool,
+        typer.Option("--trusted-network", help="Only you reach the address: whoever does can exchange the weights."),
+    ] = False,
+    gpus: Annotated[int, typer.Option(min=1, help="GPUs to split the model over.")] = 1,
+    gpu_memory: Annotated[float, typer.Option(metavar="FRACTION", help="Of each GPU's memory, to use.")] = 0.9,
+    dtype: Annotated[
+        str | None, typer.Option(help="float32 or bfloat16; by default bfloat16 on CUDA and float32 elsewhere.")
+    ] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, metavar="TOKENS", help="Longest sequence; by default the model's.")
+    ] = None,
+    max_in_flight: Annotated[int, typer.Option(min=1, help="Requests computed at a time.")] = 64,
+    lora_rank: Annotated[
+        int | None, typer.Option(min=1, help="Take LoRA adapters up to this rank instead of whole weights.")
+    ] = None,
+    can_sleep: Annotated[bool, typer.Option("--can-sleep", help="Lend the GPU's memory to a trainer.")] = False,
+) -> None:
+    """Serve a model with vLLM, set up for training: policy.servers names it."""
+    from agentrl.cli.serve_policy import serve_policy
+    from agentrl.policies.loading import model_path
+    from agentrl.policies.vllm.settings import EngineSettings
+
+    settings = EngineSettings(
+        model=model_path(model),
+        context_length=context,
+        max_in_flight=max_in_flight,
+        num_top=63,
+        dtype=dtype,
+        lora_rank=lora_rank,
+        gpu_memory=gpu_memory,
+        gpus=gpus,
+        can_sleep=can_sleep,
+    )
+    serve_policy(settings, host=host, port=port, trusted_network=trusted_network)
+
+
 @new_app.command("env")
 def new_env_command(name: Annotated[str, typer.Argument(help="Class name, such as Letters.")]) -> None:
     """Write a small complete environment and its test into this folder."""

@@ -4,10 +4,11 @@ The protocol is a pump (`submit` … `poll`), the shape that in-process engines,
 so that one scheduler drives them all and a slow episode never holds up another.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, TypeAlias
 
-from agentrl.errors import ConfigError
+from agentrl.errors import ConfigError, InfrastructureError
 
 SequenceId: TypeAlias = int
 StopCause: TypeAlias = Literal["end_of_turn", "stop_string", "length"]
@@ -73,6 +74,14 @@ class Completion:
     policy_version: int = 0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A request that could not be answered, through no fault of the model: its episode is invalid, others go on."""
+
+    sequence: SequenceId
+    error: InfrastructureError
+
+
 class Policy(Protocol):
     """An engine that samples from a language model."""
 
@@ -85,7 +94,7 @@ class Policy(Protocol):
         """Queues a request; a sequence has at most one in flight."""
         ...
 
-    def poll(self) -> list[Completion]:
+    def poll(self) -> Sequence[Completion | Failure]:
         """Makes progress and returns what finished, possibly nothing. Blocks at most for one engine step."""
         ...
 

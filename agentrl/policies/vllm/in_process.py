@@ -2,24 +2,25 @@
 
 import asyncio
 import atexit
-import contextlib
 import itertools
-import math
-from collections import Counter
-from collections.abc import Coroutine, Iterator
+import re
+from collections.abc import Coroutine
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from agentrl.errors import ConfigError, InfrastructureError, PolicyError
-from agentrl.policies.core import StopCause
-from agentrl.policies.vllm.engine import BrokenModelError, EngineLostError, Order, Sampled
-from agentrl.policies.vllm.orders import sampling_fields
+from agentrl.policies.loading import model_path
+from agentrl.policies.vllm.adapters import Adapters
+from agentrl.policies.vllm.engine import EngineLostError, Order, Sampled
+from agentrl.policies.vllm.orders import from_output, sampling_fields
 from agentrl.policies.vllm.settings import EngineSettings
 from agentrl.policies.vllm.starting import start_engine
 
 _POLL_SECONDS = 0.5
 """How soon the end of the engine is noticed by a call that is no request."""
+_END_SECONDS = 5.0
+"""For vLLM's processes to end by themselves, before they are killed."""
 
 
 class InProcessEngine:
@@ -33,14 +34,14 @@ class InProcessEngine:
         self._timeout_s = timeout_s
         self._numbers = itertools.count()
         self._version = 0
-        self._adapters = _Adapters()
-        self._is_closed = False
+        self._adapters = Adapters()
+        self._exchange = asyncio.Lock()
         atexit.register(self._shut_down)
 
     @classmethod
-    def open(
+    async def open(
         cls,
-        model_path: str,
+        model: str,
         *,
         context_length: int,
         max_in_flight: int,
@@ -48,23 +49,22 @@ class InProcessEngine:
         dtype: str | None = None,
         lora_rank: int | None = None,
         gpu_memory: float = 0.9,
-        sleep: bool = False,
+        can_sleep: bool = False,
         timeout_s: float = 600.0,
     ) -> Self:
-        """Starts the engine, which takes from half a minute to some minutes.
+        """Starts the engine, which takes from half a minute to some minutes; the event loop stands still meanwhile.
 
         What vLLM changes in this process while it starts is put back: environment variables, random states, threads.
-        The calls that follow must come from one event loop; it need not run yet.
 
         Args:
-            model_path: A folder or a hub id.
+            model: "quickstart", a folder or a hub id.
             context_length: See `EngineSettings`.
             max_in_flight: See `EngineSettings`.
             num_top: See `EngineSettings`.
             dtype: See `EngineSettings`.
             lora_rank: See `EngineSettings`.
             gpu_memory: See `EngineSettings`. The rest has to be enough for the trainer.
-            sleep: See `EngineSettings`.
+            can_sleep: See `EngineSettings`.
             timeout_s: Longest time for one turn or one update, after which the engine counts as lost.
 
         Raises:
@@ -73,14 +73,14 @@ class InProcessEngine:
             PolicyError: vLLM cannot start with this model here.
         """
         settings = EngineSettings(
-            model=model_path,
+            model=model_path(model),
             context_length=context_length,
             max_in_flight=max_in_flight,
             num_top=num_top,
             dtype=dtype,
             lora_rank=lora_rank,
             gpu_memory=gpu_memory,
-            sleep=sleep,
+            can_sleep=can_sleep,
         )
         return cls(start_engine(settings), settings, timeout_s)
 
@@ -91,7 +91,7 @@ class InProcessEngine:
 
         Raises:
             EngineLostError: The engine is gone, or silent for too long.
-            InfrastructureError: vLLM refused this request, or broke it off.
+            InfrastructureError: vLLM refused this request.
             BrokenModelError: It sampled from NaN.
         """
         from vllm import SamplingParams, TokensPrompt
@@ -104,13 +104,13 @@ class InProcessEngine:
             number = str(next(self._numbers))
             with self._adapters.used() as adapter:
                 async with asyncio.timeout(self._timeout_s):
-                    async for output in engine.generate(prompt, params, number, lora_request=adapter):
-                        pass
+                    async for answer in engine.generate(prompt, params, number, lora_request=adapter):
+                        output = answer
         except TimeoutError:
             raise EngineLostError(f"vLLM did not answer within {self._timeout_s:g} s.") from None
         except Exception as error:  # of many classes: ours is made by the state that it leaves the engine in
             raise self._failure(error, InfrastructureError) from error
-        sampled = _sampled(output, order, version)
+        sampled = from_output(output, order)
         return sampled if self._settings.lora_rank is None else replace(sampled, versions=(version, version))
 
     async def load_weights(self, path: Path, version: int) -> None:
@@ -127,24 +127,30 @@ class InProcessEngine:
                 dropped.
         """
         if path.is_dir() != (self._settings.lora_rank is not None):
-            kind = "whole weights as a file" if path.is_file() else "the folder of a LoRA adapter"
+            kind = "the folder of a LoRA adapter" if path.is_dir() else "a file for whole weights"
             raise PolicyError(
                 f"The engine was given {kind} ({path}), but opened with lora_rank={self._settings.lora_rank}."
             )
-        work = self._exchange_adapter if path.is_dir() else self._exchange_weights
-        await self._call(work(path, version))
-        self._version = version
+        exchange = self._exchange_adapter if path.is_dir() else self._exchange_weights
+
+        async def one_at_a_time() -> None:
+            async with self._exchange:
+                await exchange(path, version)
+                self._version = version
+
+        await self._call(one_at_a_time())
 
     async def sleep(self) -> None:
-        """Gives the GPU's memory back, weights included; no request may be under way.
+        """Gives the GPU's memory back; no request may be under way.
 
         Raises:
-            ConfigError: The engine was not opened with `sleep`.
+            ConfigError: The engine was not opened with `can_sleep`.
             EngineLostError: The engine is gone.
         """
-        if not self._settings.sleep:
-            raise ConfigError("This engine cannot sleep: open it with sleep=True, on a GPU.")
-        await self._call(self._alive().sleep(level=2))
+        if not self._settings.can_sleep:
+            raise ConfigError("This engine cannot sleep: open it with can_sleep=True, on a GPU.")
+        # Level 2 drops the weights, which come from the trainer anyway. An adapter needs those below it: they are kept.
+        await self._call(self._alive().sleep(level=2 if self._settings.lora_rank is None else 1))
 
     async def wake(self) -> None:
         """Takes the memory again. `load_weights` must follow before the next request.
@@ -156,17 +162,17 @@ class InProcessEngine:
 
     async def is_healthy(self) -> bool:
         """Whether it can take requests."""
-        return not (self._is_closed or self._engine.errored)
+        return not self._is_gone
 
     async def close(self) -> None:
         """Ends the engine and its processes. Safe to call twice."""
         self._shut_down()
 
     def _shut_down(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
+        engine, self._engine = self._engine, None
+        if engine is not None:
             atexit.unregister(self._shut_down)
-            self._engine.shutdown(timeout=5.0)
+            engine.shutdown(timeout=_END_SECONDS)
 
     async def _exchange_weights(self, path: Path, version: int) -> None:
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
@@ -193,15 +199,16 @@ class InProcessEngine:
             await engine.remove_lora(number)
 
     async def _call(self, work: Coroutine[Any, Any, None]) -> None:
-        """Awaits a call to the engine, which would not return if the engine died meanwhile; a caller may be cancelled,
-        half an update may not be.
+        """Awaits a call to the engine, which would not return if the engine died meanwhile.
+
+        A caller may be cancelled; half an update may not be.
         """
         task = asyncio.ensure_future(work)
         task.add_done_callback(lambda done: done.cancelled() or done.exception())  # seen, if nobody waits any more
         deadline = asyncio.get_running_loop().time() + self._timeout_s
         while not task.done():
             await asyncio.wait({task}, timeout=_POLL_SECONDS)
-            if not task.done() and (self._engine.errored or asyncio.get_running_loop().time() > deadline):
+            if not task.done() and (self._is_gone or asyncio.get_running_loop().time() > deadline):
                 task.cancel()
                 raise self._failure(TimeoutError(f"no answer within {self._timeout_s:g} s"), EngineLostError)
         error = task.exception()
@@ -209,84 +216,28 @@ class InProcessEngine:
             raise self._failure(error, PolicyError) from error
 
     def _alive(self) -> Any:
-        if self._is_closed:
-            raise EngineLostError("The vLLM engine has been closed.")
-        if self._engine.errored:
-            raise EngineLostError("The vLLM engine has died. Its own messages say why; most often, memory ran out.")
+        if self._is_gone:
+            raise self._lost()
         return self._engine
+
+    @property
+    def _is_gone(self) -> bool:
+        return self._engine is None or bool(self._engine.errored)
+
+    def _lost(self) -> EngineLostError:
+        if self._engine is None:
+            return EngineLostError("The vLLM engine was closed.")
+        return EngineLostError("The vLLM engine has died. Its own messages say why; most often, memory ran out.")
 
     def _failure(self, error: BaseException, kind: type[Exception]) -> Exception:
         if isinstance(error, InfrastructureError | PolicyError):
             return error
-        if self._is_closed or self._engine.errored:
-            return EngineLostError("The vLLM engine has died. Its own messages say why; most often, memory ran out.")
-        return kind(f"vLLM says: {error.__cause__ or error}")
+        if self._is_gone:
+            return self._lost()
+        return kind(f"vLLM says: {_innermost(error.__cause__ or error)}")
 
 
-class _Adapters:
-    """The LoRA adapters in an engine: the newest, and older ones until the requests that began with them are done."""
-
-    def __init__(self) -> None:
-        self._newest: Any = None
-        self._loaded: set[int] = set()
-        self._users: Counter[int] = Counter()
-
-    @contextlib.contextmanager
-    def used(self) -> Iterator[Any]:
-        """Keeps the newest adapter, which may be none, for a request."""
-        adapter = self._newest
-        number = 0 if adapter is None else adapter.lora_int_id
-        self._users[number] += 1
-        try:
-            yield adapter
-        finally:
-            self._users[number] -= 1
-
-    def exchange(self, adapter: Any) -> None:
-        """Gives requests from now on this adapter."""
-        self._newest = adapter
-        self._loaded.add(adapter.lora_int_id)
-
-    def unused(self) -> list[int]:
-        """Forgets the adapters that no request has or will get, and returns their numbers."""
-        old = sorted(n for n in self._loaded if n != self._newest.lora_int_id and not self._users[n])
-        self._loaded.difference_update(old)
-        return old
-
-
-def _sampled(output: Any, order: Order, version: int) -> Sampled:
-    """What vLLM's `RequestOutput` says.
-
-    Raises:
-        InfrastructureError: The request was broken off.
-        BrokenModelError: A sampled token has no log-probability.
-    """
-    if output is None or output.outputs[0].finish_reason not in ("stop", "length"):
-        reason = None if output is None else output.outputs[0].finish_reason
-        raise InfrastructureError(f"vLLM broke a request off (finish_reason {reason!r}).")
-    turn = output.outputs[0]
-    token_ids = list(turn.token_ids)
-    logprobs = [entries[token].logprob for token, entries in zip(token_ids, turn.logprobs, strict=True)]
-    if not all(math.isfinite(value) for value in logprobs):
-        raise BrokenModelError("The model returned NaN. The learning rate may be too high, or the dtype too narrow.")
-    cause: StopCause = "end_of_turn"
-    if turn.finish_reason == "length":
-        cause = "length"
-    elif isinstance(turn.stop_reason, str):
-        cause = "stop_string"
-    spans = turn.weight_versions or []
-    versions = [int(span.version) if span.version.isdecimal() else version for span in (spans[:1] + spans[-1:])]
-    return Sampled(
-        token_ids=token_ids,
-        logprobs=logprobs,
-        top=[_best(entries, order.num_top) for entries in turn.logprobs],
-        cause=cause,
-        versions=(versions[0], versions[1]) if versions else (version, version),
-        num_cached=output.num_cached_tokens or 0,
-    )
-
-
-def _best(entries: dict[int, Any], number: int) -> list[float]:
-    """The largest log-probabilities of one position. Those of tokens that top-k or top-p left out are -inf."""
-    values = sorted((entry.logprob for entry in entries.values() if math.isfinite(entry.logprob)), reverse=True)
-    return values[:number]
+def _innermost(error: BaseException) -> str:
+    """The words of an error that came from a worker, without those that say which way it came."""
+    found = re.search(r"Worker failed with error '(.*)', please check", str(error), re.DOTALL)
+    return found[1] if found else str(error)

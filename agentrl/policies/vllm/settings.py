@@ -49,7 +49,7 @@ class EngineSettings:
     """Fraction of each GPU's whole memory; without effect on a CPU."""
     gpus: int = 1
     """That the model is split over (tensor parallelism)."""
-    sleep: bool = False
+    can_sleep: bool = False
     """Whether the engine can give its GPU memory back and take it again."""
 
     def __post_init__(self) -> None:
@@ -61,10 +61,10 @@ class EngineSettings:
                 raise ConfigError(f"{name} must be at least 1, got {value!r}.")
         if not 0.0 < self.gpu_memory <= 1.0:
             raise ConfigError(f"gpu_memory is a fraction of the GPU's memory, in (0, 1]; got {self.gpu_memory!r}.")
-        if self.sleep and not on_gpu():
+        if self.can_sleep and not on_gpu():
             raise ConfigError(
-                "A vLLM engine on a CPU cannot sleep: it shares no device memory with the trainer, and vLLM frees none. "
-                "Leave sleep off."
+                "A vLLM engine on a CPU cannot sleep: it shares no GPU memory with the trainer, and vLLM frees none. "
+                "Leave that off."
             )
         if self.gpus > 1 and not on_gpu():
             raise ConfigError(f"gpus={self.gpus} was asked for, but PyTorch sees no CUDA device. Leave it out.")
@@ -93,7 +93,7 @@ class EngineSettings:
             arguments["max_lora_rank"] = _allowed_rank(self.lora_rank)
         if on_gpu():
             arguments["gpu_memory_utilization"] = self.gpu_memory
-            arguments["enable_sleep_mode"] = self.sleep
+            arguments["enable_sleep_mode"] = self.can_sleep
         else:
             arguments |= {"enforce_eager": True, "block_size": _BLOCK_TOKENS}
         return arguments

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 from collections.abc import Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,7 +22,8 @@ def require_vllm() -> None:
     Raises:
         MissingExtraError: It is not.
     """
-    if find_spec("vllm") is None:
+    spec = find_spec("vllm")
+    if spec is None or spec.origin is None:  # without an origin it is some folder of that name
         raise MissingExtraError("vllm", "The vLLM engine")
 
 
@@ -39,7 +41,7 @@ def start_engine(settings: EngineSettings) -> Any:
             "vLLM starts its processes by importing the script that was run, and this script starts vLLM when it is "
             "imported. Put what it does under: if __name__ == '__main__':"
         )
-    import torch._dynamo  # reads the environment when it is imported, which must not be under `_unchanged`
+    import_module("torch._dynamo")  # reads the environment when it is imported: not that of the `with` block
 
     with _unchanged():
         os.environ.update(engine_environment())
@@ -64,7 +66,7 @@ def _unchanged() -> Iterator[None]:
     """
     environment = dict(os.environ)
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     set_threads, threads = torch.set_num_threads, torch.get_num_threads()
     try:
         yield

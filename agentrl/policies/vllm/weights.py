@@ -41,8 +41,8 @@ class WeightFiles:
         ConfigError: The folder cannot be written to.
 
     Example:
-        with WeightFiles(model) as write:
-            await engine.load_weights(write(7), 7)
+        with WeightFiles(model) as files:
+            await engine.load_weights(files.write(7), 7)
     """
 
     def __init__(self, model: Any, folder: Path | None = None) -> None:
@@ -59,7 +59,7 @@ class WeightFiles:
             ) from error
         self._finalizer = weakref.finalize(self, _remove, self._folder, os.getpid())
 
-    def __call__(self, version: int) -> Path:
+    def write(self, version: int) -> Path:
         """Writes the weights as they are now.
 
         Args:
@@ -76,6 +76,7 @@ class WeightFiles:
         partial = target.with_name(f".{target.name}")
         with writing(target):
             try:
+                _discard(target)  # of the same version
                 if adapter:
                     self._model.save_pretrained(partial, save_embedding_layers=False)  # "auto" asks the hub
                 else:

@@ -35,12 +35,12 @@ class WorkerExtension:
 
 
 @dataclass
-class FileInit(WeightTransferInitInfo):
+class FileInit(WeightTransferInitInfo):  # type: ignore[misc]
     """There is nothing to agree on beforehand."""
 
 
 @dataclass
-class FileUpdate(WeightTransferUpdateInfo):
+class FileUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
     """Where the new weights are."""
 
     path: str
@@ -48,7 +48,7 @@ class FileUpdate(WeightTransferUpdateInfo):
     version: int = 0
 
 
-class FileWeights(WeightTransferEngine[FileInit, FileUpdate]):
+class FileWeights(WeightTransferEngine[FileInit, FileUpdate]):  # type: ignore[misc]
     """Exchanges all weights for those of a file."""
 
     init_info_cls = FileInit
@@ -136,7 +136,7 @@ def _tied_names(model_config: Any) -> frozenset[str]:
 def _watch(owner: str, parent: int) -> None:
     """Ends this process and the engine core above it once the owner is gone, however it went.
 
-    Without the core vLLM's server ends by itself. The core goes first: with nobody to talk to it may not end on its own.
+    Without the core vLLM's server ends by itself. The core goes first: with nobody to talk to it may not end at all.
     """
     while not is_dead(owner):
         time.sleep(_WATCH_SECONDS)

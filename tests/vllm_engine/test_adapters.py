@@ -1,0 +1,22 @@
+"""Which LoRA adapters may leave an engine."""
+
+from types import SimpleNamespace
+
+from agentrl.policies.vllm.adapters import Adapters
+
+
+def test_an_adapter_stays_until_the_last_request_that_began_with_it() -> None:
+    adapters = Adapters()
+    with adapters.used() as before:
+        assert before is None
+        adapters.exchange(SimpleNamespace(lora_int_id=1))
+        assert adapters.unused() == []
+    with adapters.used() as first, adapters.used() as second:
+        assert first.lora_int_id == second.lora_int_id == 1
+        adapters.exchange(SimpleNamespace(lora_int_id=2))
+        assert adapters.unused() == []
+        with adapters.used() as third:
+            assert third.lora_int_id == 2
+    adapters.exchange(SimpleNamespace(lora_int_id=3))
+    assert adapters.unused() == [1, 2]
+    assert adapters.unused() == []  # said once
