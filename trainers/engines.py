@@ -59,7 +59,7 @@ def _open_vllm(settings: TrainSettings, loaded: LoadedModel, version: int) -> Tr
     from agentrl.policies.vllm.engine import Engine
     from agentrl.policies.vllm.in_process import InProcessEngine
     from agentrl.policies.vllm.policy import VllmPolicy
-    from agentrl.policies.vllm.server import ServerEngine
+    from agentrl.policies.vllm.server import open_servers
     from agentrl.policies.vllm.weights import WeightFiles
 
     wanted, rollout = settings.policy, settings.rollout
@@ -67,7 +67,12 @@ def _open_vllm(settings: TrainSettings, loaded: LoadedModel, version: int) -> Tr
 
     async def engines() -> Sequence[Engine]:
         if wanted.servers:
-            return [ServerEngine(url, max_in_flight=rollout.max_concurrent_episodes) for url in wanted.servers]
+            return await open_servers(
+                wanted.servers,
+                context_length=min(loaded.context_length, rollout.max_episode_tokens),
+                num_top=wanted.entropy_top,
+                max_in_flight=rollout.max_concurrent_episodes,
+            )
         return [
             await InProcessEngine.open(
                 settings.model.name,

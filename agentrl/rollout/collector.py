@@ -10,7 +10,7 @@ import gymnasium
 from agentrl.chat.template import ChatFormat
 from agentrl.errors import ConfigError, InfrastructureError, InterruptedCallError
 from agentrl.journal import Journal
-from agentrl.policies.core import Completion, Policy, Request, Sampling, SequenceId
+from agentrl.policies.core import Completion, Failure, Policy, Request, Sampling, SequenceId
 from agentrl.rollout.group import Group
 from agentrl.rollout.plan import GroupPlan
 from agentrl.rollout.track import Track, TurnOutcome, blocks, finished_leaf, invalid_leaf, play_turn
@@ -183,11 +183,14 @@ class Collector:
         for (group, track), future in sorted(answered, key=lambda item: (item[0][0].seed, item[0][1].key)):
             self._receive(group, track, future.result)
         if self._generating:
-            completions = [(*self._live[c.sequence], c) for c in self._policy.poll()]
+            finished = [(*self._live[outcome.sequence], outcome) for outcome in self._policy.poll()]
             # Engines finish in an order of their own; a fixed one keeps what follows reproducible.
-            for group, track, completion in sorted(completions, key=lambda item: (item[0].seed, item[1].key)):
+            for group, track, outcome in sorted(finished, key=lambda item: (item[0].seed, item[1].key)):
                 self._generating -= 1
-                self._complete_turn(group, track, completion)
+                if isinstance(outcome, Failure):
+                    self._discard(group, track, outcome.error)
+                else:
+                    self._complete_turn(group, track, outcome)
 
     # One turn --------------------------------------------------------------------------------------------------------
 
@@ -231,8 +234,7 @@ class Collector:
         except InfrastructureError as error:
             if isinstance(error, InterruptedCallError):
                 group.count(INTERRUPTED)
-            leaf = invalid_leaf(error, track.segment, track.turn, fork_of=track.fork_of, root=track.key[0])
-            self._finish(group, track, leaf)
+            self._discard(group, track, error)
             return
         track.rewards.append(outcome.reward)
         track.turn += 1
@@ -254,6 +256,11 @@ class Collector:
             self._request(group, track)
         else:  # no room to react to the result: the episode ends here, and the result is not recorded
             self._receive(group, track, lambda: play_turn(track.env, "", truncate=True))
+
+    def _discard(self, group: Group, track: Track, error: InfrastructureError) -> None:
+        """Ends an episode that infrastructure has broken."""
+        leaf = invalid_leaf(error, track.segment, track.turn, fork_of=track.fork_of, root=track.key[0])
+        self._finish(group, track, leaf)
 
     def _finish(self, group: Group, track: Track, leaf: Leaf) -> None:
         self._live.pop(track.sequence, None)

@@ -166,7 +166,7 @@ class Group:
     def _after_probe(self) -> list[Track]:
         """Divides the group between the prompt and branches by what the probe has shown; it counts as one of it."""
         self._probing = False
-        root, *later = self._probed
+        root, *later = self._probed or [0.0]  # one whose first turn failed has shown nothing
         initial = num_global(root, sum(later) / len(later) if later else root, self.plan)
         self._ledger.budget = self.plan.size - initial
         return [self._from_prompt() for _ in range(initial - 1)]

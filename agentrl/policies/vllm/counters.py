@@ -47,6 +47,6 @@ class Counters:
         return type(self)(**{f.name: getattr(self, f.name) - getattr(before, f.name) for f in fields(self)})
 
     def metrics(self) -> dict[str, float]:
-        """Totals and the mean by name."""
+        """Totals and the mean, by names that begin with "engine_"."""
         names = ("requests", "retried", "lost_engines", "cached_tokens", "prefilled_tokens", "sampled_tokens")
-        return {name: float(getattr(self, name)) for name in names} | {"mean_in_flight": self.mean_in_flight}
+        return {f"engine_{name}": float(getattr(self, name)) for name in (*names, "mean_in_flight")}

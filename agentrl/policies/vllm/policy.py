@@ -21,7 +21,8 @@ from agentrl.policies.vllm.loop import LoopThread
 from agentrl.policies.vllm.orders import OrderDesk
 from agentrl.policies.vllm.pool import EnginePool
 
-_POLL_S = 0.05
+_POLL_S = 0.005
+"""How long a tool's answer may lie before it is looked at."""
 
 
 class VllmPolicy:

@@ -1,0 +1,407 @@
+"""The client of a vLLM server against a fake one: shapes, failures, weights, adapters."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from vllm_server import Serve, logprobs_after, serving
+
+from agentrl.errors import ConfigError, InfrastructureError, PolicyError
+from agentrl.policies.core import Sampling
+from agentrl.policies.vllm.connection import Deadlines, ServerFaultError
+from agentrl.policies.vllm.engine import BrokenModelError, EngineLostError, Order
+from agentrl.policies.vllm.server import ServerEngine, open_servers
+
+ORDER = Order(
+    token_ids=[1, 5, 9], max_tokens=40, stop=(), stop_token_ids=(2,), seed=5, sampling=Sampling(), num_top=4, version=0
+)
+SOON = Deadlines(connect_s=5.0, turn_s=0.2, per_token_s=0.001, control_s=0.3)
+
+
+@pytest.fixture
+def serve(byte_tokenizer: Any) -> Iterator[Serve]:
+    with serving(byte_tokenizer) as start:
+        yield start
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    path = tmp_path / "v1.safetensors"
+    path.touch()
+    return path
+
+
+def using(url: str, act: Callable[[ServerEngine], Awaitable[Any]], deadlines: Deadlines | None = None) -> Any:
+    """Runs something with an engine in a loop of its own."""
+
+    async def run() -> Any:
+        engine = ServerEngine(url, deadlines=deadlines)
+        try:
+            return await act(engine)
+        finally:
+            await engine.close()
+
+    return asyncio.run(run())
+
+
+def turn(url: str, order: Order = ORDER, deadlines: Deadlines | None = None) -> Any:
+    return using(url, lambda engine: engine.generate(order), deadlines)
+
+
+def test_a_turn(serve: Serve, byte_tokenizer: Any) -> None:
+    """Log-probabilities and the most probable ones against the server's own arithmetic."""
+    server = serve()
+    sampled = turn(server.url)
+    assert byte_tokenizer.decode(sampled.token_ids) == "It is 42.<|im_end|>"
+    assert (sampled.cause, sampled.versions, sampled.num_cached) == ("end_of_turn", (0, 0), 0)
+    for place, token in enumerate(sampled.token_ids):
+        last = sampled.token_ids[place - 1] if place else ORDER.token_ids[-1]
+        exact = logprobs_after(last, "0", 1.0, 0, server.vocab_size)
+        assert sampled.logprobs[place] == pytest.approx(exact[token])
+        assert sampled.top[place] == pytest.approx(sorted(exact, reverse=True)[:4])
+
+
+def test_what_is_sent(serve: Serve) -> None:
+    server = serve()
+    turn(server.url, replace(ORDER, version=7))
+    (body,) = server.bodies
+    assert set(body) == {"model", "token_ids", "sampling_params", "cache_salt", "stream"}
+    assert (body["model"], body["token_ids"], body["cache_salt"]) == ("policy", [1, 5, 9], "7")
+    assert (body["sampling_params"]["seed"], body["sampling_params"]["logprobs"]) == (5, 5)
+
+
+def test_truncated_distributions_have_no_fillers(serve: Serve) -> None:
+    """Top-k 2 of 5 that are reported: the other three are -9999 over HTTP."""
+    best = max(range(261), key=lambda i: logprobs_after(9, "0", 1.0, 0, 261)[i])
+    server = serve()
+    server.tokenizer = _Saying(server.tokenizer, [best])
+    sampled = turn(server.url, replace(ORDER, max_tokens=1, sampling=Sampling(top_k=2)))
+    assert [len(top) for top in sampled.top] == [2]
+
+
+class _Saying:
+    """A tokenizer that encodes everything as the same ids."""
+
+    def __init__(self, tokenizer: Any, ids: list[int]) -> None:
+        self._tokenizer, self._ids, self.eos_token_id = tokenizer, ids, tokenizer.eos_token_id
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return self._ids
+
+    def decode(self, ids: Any, *, skip_special_tokens: bool) -> Any:
+        return self._tokenizer.decode(ids, skip_special_tokens=skip_special_tokens)
+
+
+def test_nan_is_a_broken_model(serve: Serve) -> None:
+    server = serve(is_nan=True)
+    with pytest.raises(BrokenModelError, match=server.url):
+        turn(server.url)
+
+
+# Failures ------------------------------------------------------------------------------------------------------------
+
+
+def test_refused_connections(serve: Serve) -> None:
+    server = serve()
+    server.die()
+    with pytest.raises(EngineLostError, match="cannot be reached"):
+        turn(server.url)
+
+
+def test_a_server_that_dies_under_a_turn(serve: Serve) -> None:
+    server = serve(dies_after=0)
+    with pytest.raises(EngineLostError):
+        turn(server.url)
+
+
+def test_a_silent_server_is_lost_and_its_turn_aborted(serve: Serve) -> None:
+    server = serve(hang=threading.Event())
+    with pytest.raises(EngineLostError, match=r"did not answer /inference/v1/generate within 0\.24 s"):
+        turn(server.url, deadlines=SOON)
+    assert server.aborted.wait(10)
+    assert server.num_aborted == 1
+
+
+def test_a_listener_that_never_speaks_is_lost() -> None:
+    """Connections are taken by the kernel, and nobody reads from them."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(EngineLostError, match="within"):
+        turn(f"http://127.0.0.1:{listener.getsockname()[1]}", deadlines=SOON)
+
+
+def test_a_cancelled_turn_is_aborted_in_the_server(serve: Serve) -> None:
+    server = serve(hang=threading.Event())
+
+    async def cancel(engine: ServerEngine) -> None:
+        task = asyncio.ensure_future(engine.generate(ORDER))
+        await asyncio.to_thread(server.arrived.wait, 10)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    using(server.url, cancel)
+    assert server.aborted.wait(10)
+
+
+def test_an_internal_error_costs_one_turn_and_the_next_survives_the_closed_connection(serve: Serve) -> None:
+    """The connection is kept after the 500 and reset when it is used again: the client's second attempt succeeds."""
+    server = serve(num_failing=1)
+
+    async def twice(engine: ServerEngine) -> Any:
+        with pytest.raises(EngineLostError, match="EngineCore encountered an issue"):
+            await engine.generate(ORDER)
+        return await engine.generate(ORDER)
+
+    assert using(server.url, twice).cause == "end_of_turn"
+    assert len(server.bodies) == 2
+
+
+def test_many_closed_connections_cost_no_turn(serve: Serve) -> None:
+    """Three are kept after errors and all of them are reset when used: the second attempt must use none of them."""
+    hang = threading.Event()
+    server = serve(num_failing=3, hang=hang)
+
+    async def fail_together(engine: ServerEngine) -> Any:
+        tasks = [asyncio.ensure_future(engine.generate(ORDER)) for _ in range(3)]
+        while server.num_running < 3:
+            await asyncio.sleep(0.001)
+        hang.set()
+        assert {type(error) for error in await asyncio.gather(*tasks, return_exceptions=True)} == {ServerFaultError}
+        return await engine.generate(ORDER)
+
+    assert using(server.url, fail_together).cause == "end_of_turn"
+
+
+def test_an_overloaded_server_is_waited_for(serve: Serve) -> None:
+    server = serve(num_overloaded=3)
+    assert turn(server.url).cause == "end_of_turn"
+    assert len(server.bodies) == 4
+
+
+def test_an_overloaded_server_is_not_waited_for_forever(serve: Serve) -> None:
+    server = serve(num_overloaded=10**6)
+    with pytest.raises(EngineLostError, match="did not answer"):
+        turn(server.url, deadlines=SOON)
+
+
+def test_a_server_without_scale_out_names_the_remedy(serve: Serve) -> None:
+    server = serve(scale_out=False)
+    with pytest.raises(PolicyError, match=r"Scale-out endpoints are disabled.*agentrl serve-policy"):
+        turn(server.url)
+
+
+def test_a_refused_turn_is_that_turn_s_failure_only(serve: Serve) -> None:
+    server = serve()
+    with pytest.raises(InfrastructureError, match="out of vocabulary") as raised:
+        turn(server.url, replace(ORDER, token_ids=[100_000]))
+    assert raised.type is InfrastructureError
+
+
+def test_answers_of_something_else(serve: Serve) -> None:
+    server = serve()
+    server.turn = lambda body, weights: {"choices": [{"text": "hi"}]}  # type: ignore[method-assign]
+    with pytest.raises(InfrastructureError, match="something else than a turn"):
+        turn(server.url)
+
+
+# Opening -------------------------------------------------------------------------------------------------------------
+
+
+async def opened(*urls: str, **options: Any) -> list[bool]:
+    engines = await open_servers(urls, **({"context_length": 2048, "num_top": 20} | options))
+    healthy = [await engine.is_healthy() for engine in engines]
+    for engine in engines:
+        await engine.close()
+        await engine.close()
+    return healthy
+
+
+def test_good_servers_are_opened(serve: Serve) -> None:
+    assert asyncio.run(opened(serve().url, serve().url)) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "message"),
+    [
+        ({"scale_out": False}, "agentrl serve-policy"),
+        ({"logprobs_mode": "raw_logprobs"}, "--logprobs-mode processed_logprobs"),
+        ({"max_logprobs": 20}, "greater than max allowed.*agentrl serve-policy"),
+        ({"max_model_len": 1024}, "up to 1024 tokens, and 2048"),
+        ({"is_nan": True}, "NaN"),
+    ],
+)
+def test_servers_that_lack_something_are_refused(serve: Serve, attributes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PolicyError, match=message):
+        asyncio.run(opened(serve().url, serve(**attributes).url))
+
+
+def test_no_server_at_that_address(serve: Serve) -> None:
+    server = serve()
+    server.die()
+    with pytest.raises(EngineLostError, match="cannot be reached"):
+        asyncio.run(opened(server.url))
+    with pytest.raises(ConfigError, match="http://host:port"):
+        asyncio.run(opened("localhost:8000"))
+
+
+# Weights -------------------------------------------------------------------------------------------------------------
+
+
+def test_new_weights_sample_the_next_turn(serve: Serve, weights: Path) -> None:
+    server = serve()
+
+    async def exchange(engine: ServerEngine) -> Any:
+        await engine.load_weights(weights, 3)
+        return await engine.generate(replace(ORDER, version=3))
+
+    sampled = using(server.url, exchange)
+    assert sampled.versions == (3, 3)
+    exact = logprobs_after(9, "3", 1.0, 0, server.vocab_size)
+    assert sampled.logprobs[0] == pytest.approx(exact[sampled.token_ids[0]])
+    assert server.calls[:7] == [
+        "/pause",
+        "/start_weight_update",
+        "/update_weights",
+        "/finish_weight_update",
+        "/reset_prefix_cache",
+        "/weight_info",
+        "/resume",
+    ]
+
+
+def test_a_cache_that_is_not_reset_is_an_error_and_the_server_goes_on(serve: Serve, weights: Path) -> None:
+    server = serve(reset_works=False)
+    with pytest.raises(PolicyError, match="did not drop"):
+        using(server.url, lambda engine: engine.load_weights(weights, 1))
+    assert not server.paused.is_set()
+
+
+def test_refused_weights_are_an_error_and_the_server_goes_on(serve: Serve, weights: Path) -> None:
+    server = serve(update_error="shape mismatch")
+    with pytest.raises(PolicyError, match=r"did not take the weights .*shape mismatch"):
+        using(server.url, lambda engine: engine.load_weights(weights, 1))
+    assert not server.paused.is_set()
+
+
+def test_a_server_that_dies_under_an_exchange_is_lost(serve: Serve, weights: Path) -> None:
+    server = serve()
+    server.die()
+    with pytest.raises(EngineLostError):
+        using(server.url, lambda engine: engine.load_weights(weights, 1))
+
+
+def test_an_exchange_that_was_cut_short_does_not_block_the_next(serve: Serve, weights: Path) -> None:
+    server = serve(loading=True)
+    using(server.url, lambda engine: engine.load_weights(weights, 1))
+    assert server.weights == "1"
+
+
+def test_a_server_that_was_started_again_is_noticed(serve: Serve, weights: Path) -> None:
+    """It has the weights it was started with and would sample with them."""
+    server = serve()
+
+    async def restart(engine: ServerEngine) -> None:
+        await engine.load_weights(weights, 1)
+        server.weights = "default"
+        with pytest.raises(EngineLostError, match="'default' after version 1"):
+            await engine.generate(replace(ORDER, version=1))
+        await engine.load_weights(weights, 1)
+        assert (await engine.generate(replace(ORDER, version=1))).versions == (1, 1)
+
+    using(server.url, restart)
+
+
+def test_weights_of_another_run_are_noticed(serve: Serve) -> None:
+    server = serve(weights="57")
+    with pytest.raises(PolicyError, match="another run"):
+        turn(server.url)
+
+
+def test_a_turn_across_an_update_has_both_versions(serve: Serve, weights: Path) -> None:
+    server = serve()
+    plain = server.turn
+
+    def mixed(body: dict[str, Any], name: str) -> dict[str, Any]:
+        answer = plain(body, name)
+        spans = [{"version": "1", "start": 0, "end": 2}, {"version": "2", "start": 2, "end": 10}]
+        answer["choices"][0]["weight_versions"] = spans
+        return answer
+
+    server.turn = mixed  # type: ignore[method-assign]
+
+    async def exchange(engine: ServerEngine) -> Any:
+        await engine.load_weights(weights, 1)
+        return await engine.generate(replace(ORDER, version=1))
+
+    assert using(server.url, exchange).versions == (1, 2)
+
+
+def test_sleeping(serve: Serve, weights: Path) -> None:
+    """Weights are only dropped when whole ones can be loaded afterwards."""
+    server = serve()
+
+    async def sleep(engine: ServerEngine) -> list[str | None]:
+        levels = []
+        for _ in range(2):
+            await engine.sleep()
+            levels.append(server.asleep)
+            await engine.wake()
+            await engine.load_weights(weights, 1)
+        return levels
+
+    assert using(server.url, sleep) == ["1", "2"]
+    assert server.asleep is None
+
+
+# Adapters ------------------------------------------------------------------------------------------------------------
+
+
+def test_adapters_have_a_name_per_version(serve: Serve, tmp_path: Path) -> None:
+    server = serve()
+
+    async def exchange(engine: ServerEngine) -> list[Any]:
+        turns = []
+        for version in (1, 2):
+            await engine.load_weights(tmp_path, version)
+            turns.append(await engine.generate(replace(ORDER, version=version)))
+        return turns
+
+    assert [sampled.versions for sampled in using(server.url, exchange)] == [(1, 1), (2, 2)]
+    assert [body["model"] for body in server.bodies] == ["policy-v1", "policy-v2"]
+    assert list(server.adapters) == ["policy-v2"]
+
+
+def test_an_adapter_stays_while_a_turn_uses_it(serve: Serve, tmp_path: Path) -> None:
+    hang = threading.Event()
+    server = serve(hang=hang)
+
+    async def exchange(engine: ServerEngine) -> Any:
+        await engine.load_weights(tmp_path, 1)
+        task = asyncio.ensure_future(engine.generate(replace(ORDER, version=1)))
+        await asyncio.to_thread(server.arrived.wait, 10)
+        await engine.load_weights(tmp_path, 2)
+        names = list(server.adapters)
+        hang.set()
+        old = await task
+        await engine.load_weights(tmp_path, 3)
+        return old.versions, names, list(server.adapters)
+
+    assert using(server.url, exchange) == ((1, 1), ["policy-v1", "policy-v2"], ["policy-v3"])
+
+
+def test_a_server_without_its_adapter_is_lost_and_gets_it_again(serve: Serve, tmp_path: Path) -> None:
+    server = serve()
+
+    async def exchange(engine: ServerEngine) -> Any:
+        await engine.load_weights(tmp_path, 1)
+        server.adapters.clear()
+        with pytest.raises(EngineLostError, match="lost the adapter of version 1"):
+            await engine.generate(replace(ORDER, version=1))
+        await engine.load_weights(tmp_path, 1)
+        return await engine.generate(replace(ORDER, version=1))
+
+    assert using(server.url, exchange).versions == (1, 1)
