@@ -298,7 +298,8 @@ class ToolEnv(gymnasium.Env[str, str]):
         unrepeatable = ", ".join(tool.name for tool in self.tools if not tool.idempotent)
         if unrepeatable:
             raise ForkError(
-                f"{reason} Nor can its calls be repeated: {unrepeatable} may not be called again (idempotent=False)."
+                f"{reason} Nor can its calls be repeated: {unrepeatable} may not be called again (idempotent=False). "
+                "Give the tool a fork() of its own, or use a recipe without branching, such as grpo."
             ) from reason
         with ExitStack() as on_failure:
             toolbox = on_failure.enter_context(Toolbox(self.tools))

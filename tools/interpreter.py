@@ -52,6 +52,10 @@ class InterpreterTool(Tool):
     def __init__(
         self, sandbox: Sandbox, *, limits: Limits | None = None, files: Mapping[str, bytes] | None = None
     ) -> None:
+        if isinstance(sandbox, str):
+            raise ConfigError(f"InterpreterTool needs a sandbox, got its name: give open_sandbox({sandbox!r}).")
+        if limits is not None and not isinstance(limits, Limits):
+            raise ConfigError(f"limits must be agentrl.sandbox.Limits, got {limits!r}: give Limits(cpu_s=1), say.")
         self._sandbox = sandbox
         self._limits = limits or Limits()
         self._files = dict(files or {})

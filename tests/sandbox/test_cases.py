@@ -181,4 +181,4 @@ def test_deadlines_read_no_clock_that_can_be_set() -> None:
             names = {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) and imported else set()
             if is_time or is_date or names & {"time", "time_ns", "datetime"}:
                 readers.add(str(path.relative_to(folder)))
-    assert readers <= {"docker/link.py"}
+    assert readers <= {"docker/docker_dialect.py"}

@@ -365,3 +365,13 @@ def test_the_catalog_makes_it_only_with_a_named_sandbox() -> None:
 def test_wrong_arguments_run_nothing(toolbox: Toolbox, sandbox: CountingSandbox, arguments: dict[str, Any]) -> None:
     assert toolbox.call(ToolCall("python", arguments)).status is ToolStatus.INVALID_CALL
     assert sandbox.sessions == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "remedy"),
+    [(("bubblewrap",), r"open_sandbox\('bubblewrap'\)"), ((UnsafeSubprocess(), {"cpu_s": 1}), r"Limits\(cpu_s=1\)")],
+)
+def test_names_and_mappings_are_for_configs_only(arguments: tuple[Any, ...], remedy: str) -> None:
+    sandbox, *limits = arguments
+    with pytest.raises(ConfigError, match=remedy):
+        InterpreterTool(sandbox, limits=limits[0] if limits else None)

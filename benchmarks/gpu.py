@@ -1,0 +1,246 @@
+"""Everything that wants a GPU, in one go: is it right there, how fast is it, how much memory does it take.
+
+    python benchmarks/gpu.py                   prints JSON lines; needs CUDA
+    python benchmarks/gpu.py --device cpu --layers 2 --skip vllm      the same program in small, to see that it runs
+
+- engine      the transformers engine: same greedy tokens and log-probabilities as on the CPU, in float32
+- packing     token trees packed against padded paths: equal values and gradients in float32; then seconds and peak
+              memory of an update in bfloat16, at the shape of a model of 0.5B parameters with random weights
+- vllm        vLLM in process against the transformers engine, both in bfloat16, and its weights after an update
+
+"""
+
+import argparse
+import json
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+from update import LAYOUTS, SHAPES, make_tree
+
+from agentrl.policies.core import Request, Sampling
+from agentrl.policies.loading import load_model, model_path
+from agentrl.policies.transformers_engine import TransformersPolicy
+from agentrl.trainers.batch import lay_out_paths
+from agentrl.trainers.forward import TokenScorer
+
+_GB = 1e9
+_PROMPTS = ("What is 17 * 23?", "Add 5 and 9, then take half.", "How many days have two weeks?")
+
+
+def half_billion(layers: int, dtype: torch.dtype) -> PreTrainedModel:
+    """Random weights in the shape of Qwen2.5-0.5B, or only its first layers."""
+    torch.manual_seed(0)
+    config = Qwen2Config(
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=layers,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        max_position_embeddings=8192,
+        tie_word_embeddings=True,
+    )
+    return Qwen2ForCausalLM(config).to(dtype)
+
+
+class Device:
+    """Where it runs; on a CPU there is no peak to report."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.is_cuda = name.startswith("cuda")
+
+    def __str__(self) -> str:
+        return torch.cuda.get_device_name(self.name) if self.is_cuda else "CPU"
+
+    def wait(self) -> None:
+        """For all that was started."""
+        if self.is_cuda:
+            torch.cuda.synchronize()
+
+    @contextmanager
+    def peak(self, figures: dict[str, Any], name: str) -> Iterator[None]:
+        """Notes the most memory that was in use."""
+        if self.is_cuda:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        yield
+        if self.is_cuda:
+            figures[name] = round(torch.cuda.max_memory_allocated() / _GB, 2)
+
+    def used(self) -> float:
+        """GB that are taken on the device, whoever took them."""
+        free, total = torch.cuda.mem_get_info() if self.is_cuda else (0, 0)
+        return round((total - free) / _GB, 2)
+
+
+def greedy(policy: Any, loaded: Any, max_tokens: int = 48) -> dict[int, tuple[list[int], list[float]]]:
+    """Tokens and log-probabilities of greedy decoding, by prompt."""
+    for number, prompt in enumerate(_PROMPTS):
+        ids = list(loaded.tokenizer.encode(prompt, add_special_tokens=False))
+        request = Request(sequence=number, token_ids=ids, max_tokens=max_tokens, sampling=Sampling(temperature=0.0))
+        policy.submit(request)
+    found: dict[int, tuple[list[int], list[float]]] = {}
+    while len(found) < len(_PROMPTS):
+        for completion in policy.poll():
+            found[completion.sequence] = (completion.token_ids, completion.raw_logprobs)
+    return found
+
+
+def largest_gap(one: dict[int, Any], other: dict[int, Any]) -> float | None:
+    """Of log-probabilities, where both chose the same tokens; None if they did not."""
+    if any(one[key][0] != other[key][0] for key in one):
+        return None
+    return max(abs(a - b) for key in one for a, b in zip(one[key][1], other[key][1], strict=True))
+
+
+def check_engine(device: Device, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The transformers engine on this device and on the CPU."""
+    results = []
+    for where in ("cpu", device.name):
+        loaded = load_model("quickstart", device=where, dtype="float32")
+        results.append(greedy(TransformersPolicy(loaded.model, loaded.tokenizer, loaded.chat.end_ids), loaded))
+    gap = largest_gap(*results)
+    return {"same_tokens": gap is not None, "max_logprob_gap": gap}
+
+
+def check_packing(device: Device, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Equality in float32 and speed in bfloat16 of both layouts."""
+    figures: dict[str, Any] = {}
+    model = half_billion(min(arguments.layers, 4), torch.float32).to(device.name)
+    trees = [make_tree(SHAPES["agent"], model.config.vocab_size, random.Random(0))]
+    losses, gradients = [], []
+    for layout in LAYOUTS:
+        loss = _loss(TokenScorer(model), trees, layout)
+        loss.backward()  # type: ignore[no-untyped-call]
+        losses.append(float(loss.detach()))
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+        model.zero_grad()
+    figures["loss_gap"] = abs(losses[0] - losses[1])
+    scale = max(float(g.abs().max()) for g in gradients[0])
+    gaps = [float((a - b).abs().max()) for a, b in zip(*gradients, strict=True)]
+    figures["relative_gradient_gap"] = max(gaps) / scale
+    del model, gradients
+    model = half_billion(arguments.layers, torch.bfloat16).to(device.name).train()
+    figures["parameters"] = sum(p.numel() for p in model.parameters())
+    for name, shape in SHAPES.items():
+        trees = [make_tree(shape, model.config.vocab_size, random.Random(0))]
+        seconds = {}
+        for layout in LAYOUTS:
+            with device.peak(figures, f"{name}_{layout}_peak_gb"):
+                seconds[layout] = _best(device, arguments.turns, model, trees, layout)
+            figures[f"{name}_{layout}_s"] = round(seconds[layout], 4)
+        figures[f"{name}_speedup"] = round(seconds["padded"] / seconds["packed"], 2)
+    return figures
+
+
+def _loss(scorer: TokenScorer, trees: list[Any], layout: str) -> torch.Tensor:
+    batch = lay_out_paths(trees).to(scorer.model.device)
+    scores = scorer.score_packed(LAYOUTS[layout](trees))
+    advantages = (batch.rewards - batch.rewards.mean())[:, None]
+    return -(scores.logprobs[batch.token_index] * advantages)[batch.mask].mean()
+
+
+def _best(device: Device, turns: int, model: PreTrainedModel, trees: list[Any], layout: str) -> float:
+    scorer = TokenScorer(model)
+    times = []
+    for _ in range(turns + 1):
+        device.wait()
+        begun = time.perf_counter()
+        _loss(scorer, trees, layout).backward()  # type: ignore[no-untyped-call]
+        device.wait()
+        times.append(time.perf_counter() - begun)
+        model.zero_grad()
+    return min(times[1:])
+
+
+def check_vllm(device: Device, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The engine vLLM against transformers before and after an update, and what sleeping frees."""
+    from agentrl.policies.vllm.in_process import InProcessEngine
+    from agentrl.policies.vllm.policy import VllmPolicy
+    from agentrl.policies.vllm.weights import WeightFiles
+
+    figures: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        half_billion(arguments.layers, torch.bfloat16).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(model_path("quickstart")).save_pretrained(folder)
+        loaded = load_model(folder, device=device.name, dtype="bfloat16")
+        own = TransformersPolicy(loaded.model, loaded.tokenizer, end_of_turn_ids=())
+
+        async def engines() -> Any:
+            opened = InProcessEngine.open(
+                str(Path(folder)),
+                context_length=4096,
+                max_in_flight=64,
+                num_top=20,
+                dtype="bfloat16",
+                gpu_memory=0.4,
+                can_sleep=device.is_cuda,
+            )
+            return [await opened]
+
+        begun = time.perf_counter()
+        policy = VllmPolicy(
+            engines,
+            tokenizer=loaded.tokenizer,
+            end_of_turn_ids=(),
+            vocab_size=loaded.vocab_size,
+            context_length=4096,
+            write_weights=WeightFiles(loaded.model).write,
+            sleeps=device.is_cuda,
+        )
+        figures["start_s"] = round(time.perf_counter() - begun, 1)
+        with policy:
+            figures["gap"] = largest_gap(greedy(own, loaded), greedy(policy, loaded))
+            with torch.no_grad():
+                for parameter in loaded.model.parameters():
+                    parameter.mul_(1.01)
+            own.weights_changed()
+            figures["awake_gb"] = device.used()
+            begun = time.perf_counter()
+            with policy.yield_memory():
+                figures["asleep_gb"] = device.used()
+            policy.weights_changed()
+            figures["update_s"] = round(time.perf_counter() - begun, 2)
+            figures["gap_after_update"] = largest_gap(greedy(own, loaded), greedy(policy, loaded))
+    return figures
+
+
+PARTS: dict[str, Callable[[Device, argparse.Namespace], dict[str, Any]]] = {
+    "engine": check_engine,
+    "packing": check_packing,
+    "vllm": check_vllm,
+}
+
+
+def main() -> None:
+    """Runs every part, also if one before it failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--layers", type=int, default=24, help="of the model of 0.5B parameters")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--skip", nargs="*", choices=sorted(PARTS), default=[])
+    arguments = parser.parse_args()
+    device = Device(arguments.device)
+    failed = False
+    for name, part in PARTS.items():
+        if name in arguments.skip:
+            continue
+        try:
+            figures = part(device, arguments)
+        except Exception as error:  # the next part may well work
+            failed = True
+            figures = {"error": f"{type(error).__name__}: {error}"}
+        print(json.dumps({"benchmark": "gpu", "device": str(device), "part": name, **figures}), flush=True)
+    raise SystemExit(failed)
+
+
+if __name__ == "__main__":
+    main()
