@@ -9,6 +9,7 @@ python                         the argument on the lines that follow, up to a si
 
 import difflib
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,10 +122,23 @@ def _arguments(function: Mapping[str, Any], text: str, read_line: Callable[[], s
     if named and all(equals and name in properties for name, equals, _ in named):
         return {name: _value(value, properties[name]) for name, _, value in named}
     if main is not None:
-        return {main: _value(text, properties[main])}
+        text, last = _without_options(text, [name for name in properties if name != main])
+        return {main: _value(text, properties[main])} | {n: _value(value, properties[n]) for n, value in last.items()}
     if not words or len(words) > len(properties):
         raise ConfigError(f"Usage: {usage(function)}")
     return {name: _value(word, properties[name]) for name, word in zip(properties, words, strict=False)}
+
+
+def _without_options(text: str, names: Sequence[str]) -> tuple[str, dict[str, str]]:
+    """A text without the `name=value` at its end, and those.
+
+    >>> _without_options("a = b top_k=3", ["top_k"])
+    ('a = b', {'top_k': '3'})
+    """
+    name = "|".join(map(re.escape, names)) or "(?!)"
+    found = re.fullmatch(rf"(.*?)((?:\s+(?:{name})=\S+)*)", text, re.DOTALL)
+    assert found is not None, "both parts may be empty"
+    return found[1], dict(word.split("=", 1) for word in found[2].split())
 
 
 def _parameters(function: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:

@@ -41,6 +41,8 @@ def move(line: str, *more: str) -> Turn | Hint:
         ("calculator expression=3", ToolCall("calculator", {"expression": "3"})),
         ("search who's the mayor of Ulm", ToolCall("search", {"query": "who's the mayor of Ulm"})),
         ('search query="deep sea" top_k=3', ToolCall("search", {"query": "deep sea", "top_k": 3})),
+        ("search deep sea top_k=3", ToolCall("search", {"query": "deep sea", "top_k": 3})),
+        ("search is top_k=3 or other=4 right", ToolCall("search", {"query": "is top_k=3 or other=4 right"})),
         ('search {"query": "a", "top_k": 2}', ToolCall("search", {"query": "a", "top_k": 2})),
         ("search a=b", ToolCall("search", {"query": "a=b"})),
         ("move 3 0.5", ToolCall("move", {"x": 3, "y": 0.5})),
