@@ -1,12 +1,13 @@
 """Sandbox back ends by name."""
 
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from typing import Any, Literal, Protocol, TypeAlias
 
 from agentrl.errors import ConfigError
-from agentrl.registry import Registry
+from agentrl.registry import Registry, nearest
 from agentrl.sandbox.bubblewrap.sandbox import Bubblewrap
 from agentrl.sandbox.core import Sandbox, SandboxUnavailableError, SecurityLevel
 from agentrl.sandbox.docker.sandbox import DockerSandbox
@@ -72,10 +73,8 @@ def open_sandbox(name: str, *, ready: int = 0, share: Share = "nothing", **optio
         SandboxUnavailableError: The back end cannot be used on this machine.
     """
     factory = SANDBOXES[name]
-    try:
-        sandbox = factory(**options)
-    except TypeError as error:
-        raise ConfigError(f"The sandbox {name!r} refuses its options {options}: {error}.") from error
+    _check_options(name, factory, options)
+    sandbox = factory(**options)
     if share not in ("nothing", "stateless"):
         raise ConfigError(f"share must be 'nothing' or 'stateless', got {share!r}.")
     if not ready and share == "nothing":
@@ -89,6 +88,23 @@ def open_sandbox(name: str, *, ready: int = 0, share: Share = "nothing", **optio
             raise ConfigError("share='stateless' keeps its sandboxes anyway: leave out ready.")
         return StatelessSandbox(sandbox)
     return WarmPool(sandbox, num_ready=ready)
+
+
+def _check_options(name: str, factory: Callable[..., Sandbox], options: Mapping[str, Any]) -> None:
+    """Raises `ConfigError` if a back end does not have an option, or lacks one that it needs."""
+    parameters = inspect.signature(factory).parameters.values()
+    named = {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    for option in options:
+        if option not in named and not takes_any:
+            raise ConfigError(
+                f"The sandbox {name!r} has no option {option!r}. {nearest(option, [*named, 'ready', 'share'])}"
+            )
+    needed = [p.name for p in named.values() if p.default is p.empty and p.name not in options]
+    if needed:
+        raise ConfigError(
+            f"The sandbox {name!r} needs the option {needed[0]!r}: open_sandbox({name!r}, {needed[0]}=...)."
+        )
 
 
 def describe_level(level: SecurityLevel) -> str:

@@ -185,5 +185,9 @@ def test_the_catalog_knows_it_and_refuses_what_it_cannot(url: str) -> None:
         session.run("1")
     with pytest.raises(ConfigError, match="leave out ready and share"):
         open_sandbox("http", url=url, ready=1)
-    with pytest.raises(ConfigError, match="refuses its options"):
+    with pytest.raises(ConfigError, match="needs the option 'url'"):
         open_sandbox("http")
+    with pytest.raises(ConfigError, match=r"has no option 'api_kez'. Did you mean 'api_key'\?"):
+        open_sandbox("http", url=url, api_kez="x")
+    with pytest.raises(ConfigError, match=r"'bubblewrap' has no option 'redy'. Did you mean 'ready'\?"):
+        open_sandbox("bubblewrap", redy=4)
