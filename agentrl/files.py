@@ -35,6 +35,15 @@ def writing(path: Path) -> Iterator[None]:
         raise
 
 
+def discard(path: Path) -> None:
+    """Removes a file, or a folder with all that is in it, as far as possible; quiet if it is gone."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
 def write_atomically(path: Path, lines: Iterable[str]) -> None:
     """Writes a text file that is there whole or, after a failure, as it was before.
 

@@ -24,7 +24,8 @@ from typing import Any
 
 import torch
 from rollout import FixedLength, FixedShape
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
+from update import load_model as random_model
 
 from agentrl.policies.core import Policy, Sampling
 from agentrl.policies.loading import LoadedModel, load_model, model_path
@@ -40,19 +41,6 @@ from agentrl.seeding import derive
 from agentrl.trajectory import Leaf, Tree
 
 MAX_COST = 0.10
-_SHAPES = {
-    "135m": LlamaConfig(
-        vocab_size=49152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=2048,
-        tie_word_embeddings=True,
-    )
-}
-"""Of SmolLM2-135M; with random weights, as speed does not depend on them."""
 
 
 class Bench:
@@ -153,10 +141,12 @@ async def _plain(engine: Any, episodes: Sequence[Sequence[Order]]) -> None:
         await asyncio.gather(*(one(order, f"plain-{turn}-{i}") for i, order in enumerate(due)))
 
 
-def write_shape(name: str, folder: Path) -> str:
-    """A model of a shape with random weights, and the embedded policy's tokenizer."""
+def write_shape(folder: Path) -> str:
+    """A model of SmolLM2-135M's shape with random weights, and the embedded policy's tokenizer."""
     torch.manual_seed(0)
-    LlamaForCausalLM(_SHAPES[name]).save_pretrained(folder)
+    model = random_model(None)
+    model.config.max_position_embeddings = 2048
+    model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model_path("quickstart")).save_pretrained(folder)
     return str(folder)
 
@@ -165,7 +155,7 @@ def main() -> None:
     """Measures, prints JSON lines, and checks if asked to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="quickstart")
-    parser.add_argument("--shape", choices=sorted(_SHAPES), help="random weights of this shape instead of a model")
+    parser.add_argument("--shape", choices=["135m"], help="random weights of this shape instead of a model")
     parser.add_argument("--tasks", type=int, default=4)
     parser.add_argument("--group", type=int, default=8)
     parser.add_argument("--turns", type=int, default=4)
@@ -176,7 +166,7 @@ def main() -> None:
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(arguments, write_shape(arguments.shape, Path(folder)) if arguments.shape else arguments.model)
+        bench = Bench(arguments, write_shape(Path(folder)) if arguments.shape else arguments.model)
         raise SystemExit(_measure(bench, arguments))
 
 

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import itertools
 import queue
-import shutil
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Self
 
 from agentrl.chat.template import Tokenizer
 from agentrl.errors import AgentRLError, InfrastructureError, PolicyError
+from agentrl.files import discard
 from agentrl.policies.core import Completion, Failure, Request, SequenceId
 from agentrl.policies.vllm.counters import Counters
 from agentrl.policies.vllm.engine import Engine, Order
@@ -217,13 +217,13 @@ class VllmPolicy:
             try:
                 self._loop.run(self._pool.load_weights(path, version))
             except BaseException:
-                _delete(path)
+                discard(path)
                 raise
             old, self._written = self._written, path
             self.version = version
             self._is_blank = False
         if old is not None and old != path:
-            _delete(old)
+            discard(old)
 
     # Life ------------------------------------------------------------------------------------------------------------
 
@@ -236,7 +236,7 @@ class VllmPolicy:
             self._loop.run(self._close())
         self._loop.stop()
         if self._written is not None:
-            _delete(self._written)
+            discard(self._written)
 
     def __enter__(self) -> Self:
         return self
@@ -280,10 +280,3 @@ class VllmPolicy:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._pool.close()
-
-
-def _delete(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)

@@ -1,6 +1,5 @@
 """How a trainer hands its weights to vLLM engines: as files, one for each version, in memory where that is possible."""
 
-import contextlib
 import os
 import shutil
 import tempfile
@@ -14,7 +13,7 @@ from safetensors.torch import save_file
 from transformers.core_model_loading import revert_weight_conversion
 
 from agentrl.errors import ConfigError
-from agentrl.files import writing
+from agentrl.files import discard, writing
 from agentrl.sandbox.owner import is_dead, owned_name, owner_in
 
 _PREFIX = "agentrl-weights-"
@@ -76,17 +75,17 @@ class WeightFiles:
         partial = target.with_name(f".{target.name}")
         with writing(target):
             try:
-                _discard(target)  # of the same version
+                discard(target)  # of the same version
                 if adapter:
                     self._model.save_pretrained(partial, save_embedding_layers=False)  # "auto" asks the hub
                 else:
                     save_file(_checkpoint_tensors(self._model), partial, {"format": "pt"})
                 partial.rename(target)
             finally:
-                _discard(partial)
+                discard(partial)
         self._written = [path for path in self._written if path != target] + [target]
         for old in self._written[:-_KEPT]:
-            _discard(old)
+            discard(old)
         self._written = self._written[-_KEPT:]
         return target
 
@@ -131,11 +130,3 @@ def _remove_leftovers(root: Path) -> None:
 def _remove(folder: Path, pid: int) -> None:
     if os.getpid() == pid:  # not in a forked child, whose interpreter ends first
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _discard(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            path.unlink()
