@@ -99,3 +99,13 @@ def test_what_vllm_refuses_is_an_error_of_that_request_alone(live: LiveEngine, l
     with pytest.raises(InfrastructureError, match="out of vocabulary"):
         live.sample(make_order([10**6]))
     assert live.sample(make_order([5, 6, 7]))[0].token_ids
+
+
+def test_more_prompts_than_one_step_computes(live: LiveEngine, loaded: LoadedModel) -> None:
+    # 32 prompts of 302 tokens, no two of which begin alike, are 9,664: vLLM computes 2,048 or 4,096 in a step.
+    words = sorted(set(questions(loaded, 1)[0]))
+    text = [words[i * i % len(words)] for i in range(300)]
+    prompts = [[words[i % len(words)], words[i // len(words)], *text] for i in range(32)]
+    together = live.sample(*(make_order(p, seed=i, max_tokens=4) for i, p in enumerate(prompts)))
+    alone = [live.sample(make_order(p, seed=i, max_tokens=4, version=1))[0] for i, p in enumerate(prompts)]
+    assert [turn.token_ids for turn in together] == [turn.token_ids for turn in alone]

@@ -96,6 +96,9 @@ class EngineSettings:
             arguments["enable_sleep_mode"] = self.can_sleep
         else:
             arguments |= {"enforce_eager": True, "block_size": _BLOCK_TOKENS}
+            # Of a seeded prompt that is computed in parts, vLLM takes back what the parts have drawn; the random
+            # generators of CPUs cannot do that, and the engine dies (vLLM 0.32).
+            arguments["enable_chunked_prefill"] = False
         return arguments
 
     def flags(self) -> list[str]:
