@@ -5,8 +5,8 @@ samples of one prompt about two thirds. Here the queries are cut into blocks, mo
 given only the keys that at least one of its queries sees. The result is the same, softmax term by softmax term.
 
 `install` enters this as an attention implementation of `transformers`. It acts on the masks of
-`run_body` and leaves every other call, generation included, to `sdpa`. On accelerators the dense mask goes to sdpa's
-fused kernel.
+`run_body` and leaves every other call, generation included, to `sdpa`. On GPUs the blocks are FlexAttention's
+(`flex_masks`); where that does not work, the dense mask goes to sdpa.
 """
 
 from collections.abc import MutableMapping
@@ -15,12 +15,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
 from torch.nn.functional import scaled_dot_product_attention
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from agentrl.trainers.flex_masks import takes_block_masks, tree_block_mask
 from agentrl.trainers.packing import PackedTrees
 
 NAME = "agentrl_tree"
@@ -82,14 +85,24 @@ def run_body(decoder: PreTrainedModel, packed: PackedTrees) -> Tensor:
     if packed.is_causal:
         hidden: Tensor = body(input_ids=packed.token_ids, use_cache=False).last_hidden_state
         return hidden
+    hidden = body(
+        input_ids=packed.token_ids,
+        attention_mask=_mask(decoder, packed),
+        position_ids=packed.position_ids,
+        use_cache=False,
+    ).last_hidden_state
+    return hidden
+
+
+def _mask(decoder: PreTrainedModel, packed: PackedTrees) -> Tensor | BlockMask:
+    """What the model's attention implementation understands best."""
+    if decoder.config._attn_implementation == NAME and takes_block_masks(decoder):
+        return tree_block_mask(packed)
     visible = packed.attention_mask
     mask = torch.zeros(visible.shape, dtype=decoder.dtype, device=visible.device)
     mask.masked_fill_(~visible, torch.finfo(decoder.dtype).min)
     _prepare(mask, packed)
-    hidden = body(
-        input_ids=packed.token_ids, attention_mask=mask, position_ids=packed.position_ids, use_cache=False
-    ).last_hidden_state
-    return hidden
+    return mask
 
 
 def _prepare(mask: Tensor, packed: PackedTrees) -> None:
@@ -139,12 +152,14 @@ def _tree_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: Tensor | BlockMask | None,
     dropout: float = 0.0,
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Takes [R, heads, T, head size] and returns [R, T, heads, head size], as `transformers` wants it."""
+    if isinstance(attention_mask, BlockMask):
+        return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0], None
     blocks = None if attention_mask is None else _PREPARED.get(attention_mask)
     if blocks is None or kwargs.get("position_bias") is not None:
         output, _ = sdpa_attention_forward(
