@@ -72,7 +72,7 @@ class Bench:
             end_of_turn_ids=(),
             vocab_size=self.loaded.vocab_size,
             context_length=self.loaded.context_length,
-            write_weights=WeightFiles(self.loaded.model).write,
+            weights=WeightFiles(self.loaded.model),
         )
 
     def rollout(self, policy: Policy, seed: int) -> tuple[list[Tree], float]:

@@ -8,6 +8,9 @@ from agentrl.policies.core import Policy
 from agentrl.policies.loading import LoadedModel
 from agentrl.trainers.settings import TrainSettings
 
+_SHARED = frozenset({"cuda"})
+"""Kinds of devices whose memory an engine in this process reads the weights from."""
+
 
 class TrainedPolicy(Policy, Protocol):
     """A policy whose weights are being trained."""
@@ -64,6 +67,7 @@ def _open_vllm(settings: TrainSettings, loaded: LoadedModel, version: int) -> Tr
 
     wanted, rollout = settings.policy, settings.rollout
     lora = settings.model.lora
+    weights = WeightFiles(loaded.model, wanted.shared_folder)
 
     async def engines() -> Sequence[Engine]:
         if wanted.servers:
@@ -73,18 +77,19 @@ def _open_vllm(settings: TrainSettings, loaded: LoadedModel, version: int) -> Tr
                 num_top=wanted.entropy_top,
                 max_in_flight=rollout.max_concurrent_episodes,
             )
-        return [
-            await InProcessEngine.open(
-                settings.model.name,
-                context_length=loaded.context_length,
-                max_in_flight=rollout.max_concurrent_episodes,
-                num_top=wanted.entropy_top,
-                dtype=str(loaded.model.dtype).removeprefix("torch."),
-                lora_rank=None if lora is None else lora.rank,
-                gpu_memory=wanted.gpu_memory,
-                can_sleep=wanted.sleep,
-            )
-        ]
+        engine = await InProcessEngine.open(
+            settings.model.name,
+            context_length=loaded.context_length,
+            max_in_flight=rollout.max_concurrent_episodes,
+            num_top=wanted.entropy_top,
+            dtype=str(loaded.model.dtype).removeprefix("torch."),
+            lora_rank=None if lora is None else lora.rank,
+            gpu_memory=wanted.gpu_memory,
+            can_sleep=wanted.sleep,
+        )
+        if lora is None and wanted.shared_folder is None and loaded.model.device.type in _SHARED:
+            await weights.share(engine.rehearse)
+        return [engine]
 
     return VllmPolicy(
         engines,
@@ -92,7 +97,7 @@ def _open_vllm(settings: TrainSettings, loaded: LoadedModel, version: int) -> Tr
         end_of_turn_ids=loaded.chat.end_ids,
         vocab_size=loaded.vocab_size,
         context_length=loaded.context_length,
-        write_weights=WeightFiles(loaded.model, wanted.shared_folder).write,
+        weights=weights,
         num_top=wanted.entropy_top,
         version=version,
         sleeps=wanted.sleep,

@@ -98,16 +98,16 @@ def _trial_gap(device: torch.device, dtype: torch.dtype, head_size: int) -> floa
     column = torch.arange(_TRIAL_TOKENS)
     end = torch.where(column < 40, _TRIAL_TOKENS, torch.where(column < 180, 180, _TRIAL_TOKENS))[None].to(device)
     packed = PackedTrees(token_ids=end, position_ids=end, subtree_end=end, row=end, column=end, target=end)
-    states = [
+    query, key, value = (
         torch.randn(1, heads, _TRIAL_TOKENS, head_size, generator=generator).to(device, dtype).requires_grad_()
         for heads in (2, 1, 1)
-    ]
+    )
     weight = torch.randn(1, _TRIAL_TOKENS, 2, head_size, generator=generator).to(device, dtype)
 
     def results(output: Tensor) -> list[Tensor]:
-        return [output, *torch.autograd.grad((output * weight).sum(), states)]
+        return [output, *torch.autograd.grad((output * weight).sum(), (query, key, value))]
 
-    given, _ = flex_attention_forward(torch.nn.Module(), *states, tree_block_mask(packed))
-    expected = scaled_dot_product_attention(*states, attn_mask=packed.attention_mask, enable_gqa=True).transpose(1, 2)
-    pairs = zip(results(given), results(expected), strict=True)
+    given, _ = flex_attention_forward(torch.nn.Module(), query, key, value, tree_block_mask(packed))
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=packed.attention_mask, enable_gqa=True)
+    pairs = zip(results(given), results(expected.transpose(1, 2)), strict=True)
     return max(float((one - other).detach().float().abs().max()) for one, other in pairs)

@@ -88,7 +88,7 @@ class Engine(Protocol):
 
         Args:
             path: A safetensors file with all parameters by their names in the checkpoint, or the folder of a LoRA
-                adapter. Different for every version.
+                adapter. An engine in this process also takes a file of handles to the parameters (`handles`).
             version: What they are called from now on.
 
         Raises:

@@ -34,6 +34,8 @@ class InProcessEngine:
         self._timeout_s = timeout_s
         self._numbers = itertools.count()
         self._version = 0
+        self._holds: int | None = None
+        """The version whose weights are in the engine; None is no version, or half of one."""
         self._adapters = Adapters()
         self._exchange = asyncio.Lock()
         atexit.register(self._shut_down)
@@ -113,12 +115,28 @@ class InProcessEngine:
         sampled = from_output(output, order)
         return sampled if self._settings.lora_rank is None else replace(sampled, versions=(version, version))
 
+    async def rehearse(self, path: Path) -> None:
+        """Opens handles to weights and lets go of them, to see whether that works here.
+
+        Args:
+            path: A file of handles (see `handles`).
+
+        Raises:
+            EngineLostError: The engine is gone.
+            PolicyError: It does not.
+        """
+        from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+
+        await self._call(self._alive().init_weight_transfer_engine(WeightTransferInitRequest({"path": str(path)})))
+
     async def load_weights(self, path: Path, version: int) -> None:
         """Exchanges the weights, or the adapter, and forgets everything computed with the old ones.
 
+        Does nothing if it has them already, as after a turn that took too long.
+
         Args:
-            path: A safetensors file with all parameters by their names in the checkpoint; where the engine was opened
-                with a `lora_rank`, the folder of an adapter. Different for every version.
+            path: A safetensors file with all parameters by their names in the checkpoint, or a file of handles to them;
+                where the engine was opened with a `lora_rank`, the folder of an adapter.
             version: What they are called from now on.
 
         Raises:
@@ -135,8 +153,11 @@ class InProcessEngine:
 
         async def one_at_a_time() -> None:
             async with self._exchange:
+                if self._holds == version:
+                    return
+                self._holds = None
                 await exchange(path, version)
-                self._version = version
+                self._version = self._holds = version
 
         await self._call(one_at_a_time())
 
@@ -149,6 +170,7 @@ class InProcessEngine:
         """
         if not self._settings.can_sleep:
             raise ConfigError("This engine cannot sleep: open it with can_sleep=True, on a GPU.")
+        self._holds = None
         # Level 2 drops the weights, which come from the trainer anyway. An adapter needs those below it: they are kept.
         await self._call(self._alive().sleep(level=2 if self._settings.lora_rank is None else 1))
 

@@ -6,14 +6,14 @@ import itertools
 import queue
 import threading
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from agentrl.chat.template import Tokenizer
 from agentrl.errors import AgentRLError, InfrastructureError, PolicyError
-from agentrl.files import discard
 from agentrl.policies.core import Completion, Failure, Request, SequenceId
 from agentrl.policies.vllm.counters import Counters
 from agentrl.policies.vllm.engine import Engine, Order
@@ -23,6 +23,18 @@ from agentrl.policies.vllm.pool import EnginePool
 
 _POLL_S = 0.005
 """How long a tool's answer may lie before it is looked at."""
+
+
+class Weights(Protocol):
+    """Where engines get the weights from that are trained (see `weights.WeightFiles`)."""
+
+    def write(self, version: int) -> AbstractContextManager[Path]:
+        """Writes them, to be loaded in the `with` block; what was loaded last stays (see `Engine.load_weights`)."""
+        ...
+
+    def close(self) -> None:
+        """Removes what was written. Safe to call twice."""
+        ...
 
 
 class VllmPolicy:
@@ -37,8 +49,7 @@ class VllmPolicy:
         end_of_turn_ids: Tokens that end a turn.
         vocab_size: Width of the model's output.
         context_length: Longest sequence in tokens.
-        write_weights: Writes the weights of a version to a new place, and returns it (see `Engine.load_weights`). The
-            policy deletes it when it is no longer needed.
+        weights: Of the model. They are closed together with the policy.
         num_top: How many of the most probable tokens are asked for at each position, to estimate the entropy.
         version: Weight updates so far; the first request, or update, brings the weights to the engines.
         sleeps: Whether `yield_memory` does anything.
@@ -58,7 +69,7 @@ class VllmPolicy:
         end_of_turn_ids: Iterable[int],
         vocab_size: int,
         context_length: int,
-        write_weights: Callable[[int], Path],
+        weights: Weights,
         num_top: int = 20,
         version: int = 0,
         sleeps: bool = False,
@@ -71,8 +82,7 @@ class VllmPolicy:
         self._desk = OrderDesk(
             tokenizer, end_of_turn_ids, vocab_size=vocab_size, context_length=context_length, num_top=num_top
         )
-        self._write_weights = write_weights
-        self._written: Path | None = None
+        self._weights = weights
         self._exchange = threading.Lock()
         self._sleeps = sleeps
         self._is_asleep = self._is_closed = False
@@ -213,17 +223,10 @@ class VllmPolicy:
             if not updates and not self._is_blank:
                 return  # another thread has loaded newer ones
             version = self.version + updates
-            path = self._write_weights(version)
-            try:
+            with self._weights.write(version) as path:
                 self._loop.run(self._pool.load_weights(path, version))
-            except BaseException:
-                discard(path)
-                raise
-            old, self._written = self._written, path
             self.version = version
             self._is_blank = False
-        if old is not None and old != path:
-            discard(old)
 
     # Life ------------------------------------------------------------------------------------------------------------
 
@@ -235,8 +238,7 @@ class VllmPolicy:
         with contextlib.suppress(PolicyError):  # the loop has ended by itself
             self._loop.run(self._close())
         self._loop.stop()
-        if self._written is not None:
-            discard(self._written)
+        self._weights.close()
 
     def __enter__(self) -> Self:
         return self

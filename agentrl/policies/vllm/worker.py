@@ -1,20 +1,22 @@
 """Runs inside vLLM's worker processes, which import it because `worker_extension_cls` names `WorkerExtension`.
 
-It brings the weight-transfer backend "agentrl_file", which reads new weights from a safetensors file on any device, and
-ends the engine when the process that it works for is gone.
+It brings the weight-transfer backend "agentrl_file", which reads new weights from a safetensors file on any device, or
+where a file of handles says that they lie, and ends the engine when the process that it works for is gone.
 """
 
+import contextlib
 import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
+from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -22,6 +24,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from agentrl.policies.vllm import handles
 from agentrl.policies.vllm.settings import OWNER_VARIABLE
 from agentrl.policies.vllm.shapes import Shapes, difference
 from agentrl.sandbox.owner import is_dead
@@ -36,7 +39,10 @@ class WorkerExtension:
 
 @dataclass
 class FileInit(WeightTransferInitInfo):  # type: ignore[misc]
-    """There is nothing to agree on beforehand."""
+    """What to try."""
+
+    path: str
+    """A file of handles."""
 
 
 @dataclass
@@ -44,7 +50,7 @@ class FileUpdate(WeightTransferUpdateInfo):  # type: ignore[misc]
     """Where the new weights are."""
 
     path: str
-    """A safetensors file with the names of the checkpoint that the engine was started from."""
+    """A safetensors file, or a file of handles, with the names of the checkpoint that the engine was started from."""
     version: int = 0
 
 
@@ -59,7 +65,14 @@ class FileWeights(WeightTransferEngine[FileInit, FileUpdate]):  # type: ignore[m
         self._expected: Shapes | None = None
 
     def init_transfer_engine(self, init_info: FileInit) -> None:
-        """Does nothing: files need no connection."""
+        """Rehearses an update by handles; files need no agreement.
+
+        Raises:
+            ValueError: They point to something else than what was handed over.
+            RuntimeError: They cannot be opened.
+        """
+        with _opened(Path(init_info.path)):
+            pass
 
     def start_weight_update(self) -> None:
         """Does nothing: the model is taken apart only when the file is known to fit."""
@@ -77,13 +90,12 @@ class FileWeights(WeightTransferEngine[FileInit, FileUpdate]):  # type: ignore[m
 
         if self._expected is None:
             self._expected = _checkpoint_shapes(self.model_config)
-        with safe_open(update_info.path, framework="pt", device="cpu") as file:
-            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        with _opened(Path(update_info.path)) as (found, tensor_of):
             problem = difference(self._expected, found, optional=_tied_names(self.model_config))
             if problem:
                 raise ValueError(f"The weights in {update_info.path} do not fit the model: {problem}")
             initialize_layerwise_reload(self.model)
-            self.model.load_weights((name, file.get_tensor(name)) for name in found)
+            self.model.load_weights((name, tensor_of(name)) for name in found)
             finalize_layerwise_reload(self.model, self.model_config)
         _repack_output_layers(self.model)
 
@@ -92,6 +104,17 @@ class FileWeights(WeightTransferEngine[FileInit, FileUpdate]):  # type: ignore[m
 
     def shutdown(self) -> None:
         """Does nothing: no connection is open."""
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[Shapes, Callable[[str], Tensor]]]:
+    """What is in a file of weights, and a way to each; nothing of it is held after the `with` block."""
+    if path.suffix == handles.SUFFIX:
+        tensors = handles.open_exported(path.read_text())
+        yield {name: tuple(tensor.shape) for name, tensor in tensors.items()}, tensors.pop
+    else:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            yield {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}, file.get_tensor  # noqa: SIM118
 
 
 def _repack_output_layers(model: Any) -> None:
