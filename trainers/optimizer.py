@@ -25,7 +25,11 @@ class MasterAdamW:
         self._masters = [_master(parameter) for parameter in parameters]
         self._max_grad_norm = settings.max_grad_norm
         self._adamw = torch.optim.AdamW(
-            self._masters, lr=settings.learning_rate, betas=settings.betas, weight_decay=settings.weight_decay
+            self._masters,
+            lr=settings.learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=all(master.is_cuda for master in self._masters) or None,  # needs no room of the weights' size there
         )
 
     @property
@@ -44,7 +48,7 @@ class MasterAdamW:
             tensor.grad = None
 
     def step(self) -> float:
-        """Clips the gradient and takes a step, unless the gradient is not finite.
+        """Clips the gradient and takes a step, unless the gradient is not finite; drops it in any case.
 
         Returns:
             The norm of the gradient before clipping; where it is not finite, nothing was changed.
@@ -52,10 +56,12 @@ class MasterAdamW:
         for parameter, master in zip(self._parameters, self._masters, strict=True):
             if master is not parameter:
                 master.grad = None if parameter.grad is None else parameter.grad.to(master.dtype)
+                parameter.grad = None  # so that at most one tensor's gradient exists twice
         norm = torch.nn.utils.clip_grad_norm_(self._masters, self._max_grad_norm)
         if torch.isfinite(norm):
             self._adamw.step()
             self._round()
+        self.zero_grad()
         return float(norm)
 
     def state_dict(self) -> dict[str, Any]:

@@ -26,6 +26,8 @@ from agentrl.trainers.packing import num_packed_tokens, num_padded_tokens
 from agentrl.trainers.update import Updater
 from agentrl.trajectory import Tree
 
+pytestmark = pytest.mark.usefixtures("gradients_stay")
+
 
 class FixedValues(Critic):
     """A critic that need not learn: what is expected before a token is a function of the token."""

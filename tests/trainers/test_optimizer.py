@@ -77,7 +77,19 @@ def test_clipping_and_the_norm_before_it() -> None:
     optimizer = MasterAdamW([parameter], settings(max_grad_norm=1.0))
     parameter.grad = torch.tensor([3.0, 4.0])
     assert optimizer.step() == pytest.approx(5.0)  # sqrt(9 + 16)
-    assert parameter.grad.tolist() == pytest.approx([0.6, 0.8], abs=1e-5)
+    # AdamW's first moment is 0.1 of the clipped gradient [0.6, 0.8].
+    assert optimizer.state_dict()["adamw"]["state"][0]["exp_avg"].tolist() == pytest.approx([0.06, 0.08], abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("slope", [1.0, float("nan")])
+def test_gradients_take_no_memory_after_a_step(dtype: torch.dtype, slope: float) -> None:
+    parameters = weights(dtype)
+    optimizer = MasterAdamW(parameters, settings())
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, slope)
+    optimizer.step()
+    assert all(tensor.grad is None for tensor in (*parameters, *optimizer._masters))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

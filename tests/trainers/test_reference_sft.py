@@ -13,6 +13,8 @@ from agentrl.trainers.optimizer import MasterAdamW
 from agentrl.trainers.supervised import imitation_step
 from agentrl.trajectory import Tree
 
+pytestmark = pytest.mark.usefixtures("gradients_stay")
+
 
 def plain_loss(model: torch.nn.Module, trees: list[Tree]) -> Tensor:
     """Path by path; a token that trajectories share is met on the first of them only."""
