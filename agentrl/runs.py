@@ -117,12 +117,9 @@ class RunFolder:
             CheckpointError: The folder is in use, or cannot be written.
         """
         run = cls(path)
-        if run._manifest_path.exists():
-            raise CheckpointError(f"{path} holds a run already. Continue it with --resume, or choose another name.")
+        cls.require_free(path)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
-            raise CheckpointError(f"The folder {path} is not empty; choose another name for the run.")
         run._acquire()
         try:
             write_atomically(run.config_path, dump_config(config))
@@ -134,6 +131,18 @@ class RunFolder:
                 file.unlink(missing_ok=True)
             raise
         return run
+
+    @classmethod
+    def require_free(cls, path: Path) -> None:
+        """Makes sure that a run can be created there.
+
+        Raises:
+            CheckpointError: Something is there already.
+        """
+        if cls(path)._manifest_path.exists():
+            raise CheckpointError(f"{path} holds a run already. Continue it with --resume, or choose another name.")
+        if path.is_dir() and any(path.iterdir()):
+            raise CheckpointError(f"The folder {path} is not empty; choose another name for the run.")
 
     @classmethod
     def open(cls, path: Path) -> Self:

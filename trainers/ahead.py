@@ -3,7 +3,7 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from agentrl.errors import PolicyError
 from agentrl.trainers.rollouts import Harvest
@@ -23,6 +23,8 @@ class Batch:
     """Episodes that a resumed run must not play again."""
     seconds: float
     """Sampling took."""
+    engine: dict[str, float] = field(default_factory=dict)
+    """What the engine did for them."""
 
 
 class SampledAhead:

@@ -7,6 +7,7 @@ import gymnasium
 
 from agentrl.envs import ToolEnv
 from agentrl.errors import ConfigError
+from agentrl.policies.vllm.orders import check_sampling
 from agentrl.rollout.plan import BranchRule, GroupPlan
 from agentrl.trainers.algorithm import Algorithm
 from agentrl.trainers.demonstrations import answer_text
@@ -63,11 +64,15 @@ def _check_engine(recipe: Algorithm, settings: TrainSettings) -> None:
             "from, and vLLM then does not report the log-probabilities of the whole one, which training needs. Leave "
             "both out, or use policy.engine=transformers."
         )
-    if policy.servers and policy.sleep:
+    check_sampling(rollout.sampling)
+    own = [name for name in ("sleep", "gpu_memory") if getattr(policy, name) != _DEFAULT_POLICY[name]]
+    if policy.servers and own:
         raise ConfigError(
-            "policy.sleep frees the memory of an engine on the trainer's own GPU; policy.servers have theirs. Leave "
-            "one of them out."
+            f"policy.{own[0]} is about the memory of an engine on the trainer's own GPU; policy.servers have theirs. "
+            "Leave one of them out."
         )
+    if len(set(policy.servers)) < len(policy.servers):
+        raise ConfigError(f"policy.servers names a server twice: {', '.join(policy.servers)}. Name each once.")
     if policy.max_staleness and policy.sleep:
         raise ConfigError(
             "policy.sleep stops the engine during updates, in which policy.max_staleness lets it sample. Leave one of "

@@ -58,8 +58,9 @@ class PolicySettings(Config):
     max_staleness: NonNegativeInt = 0
     """Updates by which the weights that sample may be behind those that are trained. 0: strictly on-policy; more lets
     sampling and training overlap."""
-    entropy_top: PositiveInt = 20
-    """Entropy is estimated from so many of the most probable tokens (vllm; "transformers" sees all of them)."""
+    entropy_top: PositiveInt = Field(default=20, le=63)
+    """Entropy is estimated from so many of the most probable tokens (vllm; "transformers" sees all of them). Servers
+    give at most 63."""
     gpu_memory: PositiveFloat = Field(default=0.4, le=1.0)
     """Share of the GPU's memory for an engine that is started by the run."""
     sleep: bool = False

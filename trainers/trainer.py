@@ -56,7 +56,6 @@ class Trainer:
         self.recipe = resolve_recipe(settings)
         loaded = trainable_model(settings.model, model_folder, stop_at_tool_call=settings.rollout.stop_at_tool_call)
         self.loaded = loaded
-        self.policy = open_policy(settings, loaded, version=self.progress.updates)
         self._ahead: SampledAhead | None = None
         self._train_env, self._test_env = (env_maker(settings.env, split) for split in ("train", "test"))
         self._collectors: list[Continuer] = []
@@ -64,15 +63,25 @@ class Trainer:
         self._num_test_tasks = num_tasks(self._test_env)
         with contextlib.closing(self._test_env()) as env:
             self._test_name = describe_tasks(env)
+        self._alarms = Alarms()
+        self._logs: tuple[RunFolder | EventLog, ...] = ()
+        self.learner = build_learner(self.recipe, settings, loaded)
+        self.policy = open_policy(settings, loaded, version=self.progress.updates)
+        try:
+            self._build(state)
+        except BaseException:
+            self.close()  # an engine may have processes and the memory of a GPU
+            raise
+
+    def _build(self, state: dict[str, Any] | None) -> None:
+        """What needs the policy, and the state of everything."""
+        settings, loaded = self.settings, self.loaded
         self._evaluator = self._collector(self._test_env)
         self.source = build_source(self.recipe, settings, loaded, self._collector(self._train_env), self._train_env)
         self.source.position = self.progress.tasks_drawn
-        self.learner = build_learner(self.recipe, settings, loaded)
         self.rewards = build_rewards(self.recipe, settings, loaded, self._collector(self._train_env))
         if state is not None:
             self._load_state(state)
-        self._alarms = Alarms()
-        self._logs: tuple[RunFolder | EventLog, ...] = ()
 
     def run(self, folder: RunFolder, display: TrainingProgress) -> dict[str, EvaluationReport]:
         """Evaluates, trains to the last update, evaluates again.
@@ -150,7 +159,7 @@ class Trainer:
         batch = self._sample(number) if self._ahead is None else self._ahead.take(number)
         harvest = batch.harvest
         taken = time.monotonic()
-        metrics = {**harvest.metrics, **self.policy.metrics(), **self._learn(harvest, number)}
+        metrics = {**harvest.metrics, **batch.engine, **self._learn(harvest, number)}
         self.policy.weights_changed()  # also counts an update that found nothing to learn from, as resuming does
         if self._ahead is not None:
             self._ahead.published(number + 1)
@@ -176,15 +185,21 @@ class Trainer:
         """The episodes of an update; in a run that samples ahead, called from that thread alone."""
         start = time.monotonic()
         self._begin_part(str(number + 1))
+        self.policy.metrics()  # of evaluations and rewards: not this batch's
         harvest = self.source.sample(derive(self.settings.seed, "update", number))
-        discarded = 0 if self._journal is None else len(self._journal.discarded)
-        seconds = time.monotonic() - start
-        return Batch(harvest=harvest, position=self.source.position, discarded=discarded, seconds=seconds)
+        return Batch(
+            harvest=harvest,
+            position=self.source.position,
+            discarded=0 if self._journal is None else len(self._journal.discarded),
+            seconds=time.monotonic() - start,
+            engine=self.policy.metrics(),
+        )
 
     def _learn(self, harvest: Harvest, number: int) -> dict[str, float]:
         seed = derive(self.settings.seed, "update", number)
         max_staleness = self.settings.policy.max_staleness
-        metrics = staleness(harvest.kept, number, max_staleness) if max_staleness else {}
+        ages = staleness(harvest.trees, number, max_staleness) if _PLAYED in harvest.metrics else {}
+        metrics = ages if max_staleness else {}
         if harvest.kept:
             trees = harvest.kept if self.rewards is None else self.rewards.score(harvest.kept, seed=seed)
             with self.policy.yield_memory():

@@ -46,13 +46,16 @@ def train(
         AgentRLError: See its leaves; each says what to do.
     """
     console = console or Console()
+    if not resume:
+        RunFolder.require_free(settings.run)  # before a model is loaded
     trainer = _resumed(settings.run) if resume else Trainer(settings)
     path, settings, first = settings.run, trainer.settings, trainer.progress.updates
-    if resume:
-        folder = RunFolder.resume(path, update=first, command=command)
-    else:
-        folder = RunFolder.create(path, settings, seed=settings.seed, command=command)
-    with folder, contextlib.closing(trainer):
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(contextlib.closing(trainer))
+        if resume:
+            folder = stack.enter_context(RunFolder.resume(path, update=first, command=command))
+        else:
+            folder = stack.enter_context(RunFolder.create(path, settings, seed=settings.seed, command=command))
         console.print(
             f"training {settings.model.name} with {settings.recipe} in {settings.env.id}, "
             f"updates {first + 1} to {settings.updates}",

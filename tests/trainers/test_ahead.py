@@ -10,7 +10,8 @@ from rich.console import Console
 from tree_cases import random_tree
 
 from agentrl.config import load_config
-from agentrl.errors import ConfigError, PolicyError
+from agentrl.errors import CheckpointError, ConfigError, PolicyError
+from agentrl.policies.core import Request
 from agentrl.policies.transformers_engine import TransformersPolicy
 from agentrl.runs import read_metrics
 from agentrl.trainers import TrainSettings, train
@@ -125,7 +126,16 @@ class SeparateEngine(TransformersPolicy):
         self._trained = loaded.model
         self._turn = threading.Lock()
         self.is_closed = False
+        self._num_requests = 0
         SeparateEngine.made.append(self)
+
+    def submit(self, request: Request) -> None:
+        self._num_requests += 1
+        super().submit(request)
+
+    def metrics(self) -> dict[str, float]:
+        number, self._num_requests = self._num_requests, 0
+        return {"engine_requests": float(number)}
 
     def poll(self) -> Any:
         if self.is_closed:
@@ -199,6 +209,50 @@ def test_without_staleness_every_token_is_of_the_current_weights(run_ahead: Any)
     rows = [row for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
     assert len(rows) == 6
     assert max(row["mismatch_max"] for row in rows) < 1e-3, "a copy of the same network in float32"
+
+
+@pytest.mark.parametrize("override", ["policy.max_staleness=1", "evaluation.greedy=true"])
+def test_the_engine_reports_what_it_did_for_the_episodes_of_the_row(run_ahead: Any, override: str) -> None:
+    _, folder = run_ahead(override, "evaluation.every=2")
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
+    turns = [row["episodes"] * row["turns"] for row in rows]
+    assert [row["engine_requests"] for row in rows] == pytest.approx(turns)
+
+
+def test_tokens_of_other_weights_end_a_run_that_is_strictly_on_policy(
+    run_ahead: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changed = SeparateEngine.weights_changed
+
+    def twice(self: SeparateEngine) -> None:
+        changed(self)
+        self.version += 1  # as if somebody else had given the engine weights
+
+    monkeypatch.setattr(SeparateEngine, "weights_changed", twice)
+    with pytest.raises(PolicyError, match="allows 1 to 1"):
+        run_ahead()
+
+
+def test_the_engine_is_closed_if_the_run_cannot_begin(
+    run_ahead: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ConfigError("no source")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("agentrl.trainers.trainer.build_source", refuse)
+        with pytest.raises(ConfigError, match="no source"):
+            run_ahead()
+    assert SeparateEngine.made[0].is_closed
+    monkeypatch.setattr("agentrl.trainers.training.RunFolder.create", refuse)
+    with pytest.raises(ConfigError, match="no source"):
+        run_ahead()
+    assert SeparateEngine.made[0].is_closed
+    (tmp_path / "run").mkdir(exist_ok=True)
+    (tmp_path / "run" / "notes.txt").touch()
+    with pytest.raises(CheckpointError, match="not empty"):
+        run_ahead()
+    assert SeparateEngine.made == []
 
 
 def test_the_correction_is_on_with_another_engine_and_can_be_switched_off(run_ahead: Any) -> None:

@@ -235,6 +235,12 @@ def test_the_environment_is_closed() -> None:
         (["policy.engine=vllm", "rollout.top_p=0.9"], r"rollout.top_p=0.9 .* cut the distribution"),
         (["policy.engine=vllm", "rollout.top_k=5"], r"rollout.top_k=5 cut the distribution"),
         (["policy.engine=vllm", "policy.sleep=true", "policy.servers=[http://a]"], r"policy.servers have theirs"),
+        (["policy.engine=vllm", "policy.gpu_memory=0.5", "policy.servers=[http://a]"], r"policy.gpu_memory is about"),
+        (
+            ["policy.engine=vllm", "policy.servers=[http://a,http://b,http://a]"],
+            r"names a server twice: http://a, http",
+        ),
+        (["policy.engine=vllm", "rollout.temperature=3"], r"temperature 0 \(greedy\) or from 0\.\d+ to .*, got 3\.0"),
         (["policy.engine=vllm", "policy.sleep=true", "policy.max_staleness=1"], r"lets it sample"),
         (["policy.engine=vllm", "policy.max_staleness=1", "recipe=reinforce"], r"does not correct for that by a ratio"),
         (["policy.engine=vllm", "policy.max_staleness=1", "recipe=dpo"], r"does not correct for that by a ratio"),

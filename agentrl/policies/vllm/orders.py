@@ -62,7 +62,7 @@ class OrderDesk:
                 f"A sequence of {len(request.token_ids)} tokens plus {request.max_tokens} new ones exceeds the model's "
                 f"context of {self._context_length}. Lower rollout.max_episode_tokens."
             )
-        _check(request.sampling)
+        check_sampling(request.sampling)
         return Order(
             token_ids=request.token_ids,
             max_tokens=request.max_tokens,
@@ -113,7 +113,12 @@ class OrderDesk:
         return self._stop_ids[stop]
 
 
-def _check(sampling: Sampling) -> None:
+def check_sampling(sampling: Sampling) -> None:
+    """Whether vLLM can sample so.
+
+    Raises:
+        ConfigError: A temperature at which it cannot.
+    """
     lowest, highest = _TEMPERATURES
     if sampling.temperature and not lowest <= sampling.temperature <= highest:
         raise ConfigError(
