@@ -1,6 +1,8 @@
-"""Engines in memory that do as tests tell them."""
+"""Engines in memory that do as tests tell them, and weights for them."""
 
 import asyncio
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from agentrl.errors import PolicyError
@@ -93,6 +95,27 @@ class MemoryEngine:
     def _require_life(self) -> None:
         if not self.is_alive:
             raise EngineLostError(f"{self.name} is dead")
+
+
+class MemoryWeights:
+    """Names of files, and what became of them."""
+
+    def __init__(self) -> None:
+        self.loaded: list[int] = []
+        self.refused: list[int] = []
+        self.num_closed = 0
+
+    @contextlib.contextmanager
+    def write(self, version: int) -> Iterator[Path]:
+        try:
+            yield Path(f"v{version}.safetensors")
+        except BaseException:
+            self.refused.append(version)
+            raise
+        self.loaded.append(version)
+
+    def close(self) -> None:
+        self.num_closed += 1
 
 
 def refusal() -> PolicyError:

@@ -9,25 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_engines import MemoryEngine, refusal
+from tiny_models import make_tiny_llama
+from vllm_engines import MemoryEngine, MemoryWeights, refusal
 
 from agentrl.errors import ConfigError, InfrastructureError, PolicyError
 from agentrl.policies.core import Completion, Failure, Request, Sampling
 from agentrl.policies.vllm.engine import BrokenModelError, EngineLostError
 from agentrl.policies.vllm.policy import VllmPolicy
+from agentrl.policies.vllm.weights import WeightFiles
 
 Open = Callable[..., tuple[VllmPolicy, list[MemoryEngine]]]
 
 
 @pytest.fixture
-def open_policy(byte_tokenizer: Any, tmp_path: Path) -> Iterator[Open]:
-    """Opens policies over engines of some sizes; weights are empty files that are named after their version."""
+def open_policy(byte_tokenizer: Any) -> Iterator[Open]:
+    """Opens policies over engines of some sizes."""
     policies: list[VllmPolicy] = []
-
-    def write(version: int) -> Path:
-        path = tmp_path / f"v{version}.safetensors"
-        path.touch()
-        return path
 
     def open_it(*sizes: int, **options: Any) -> tuple[VllmPolicy, list[MemoryEngine]]:
         engines: list[MemoryEngine] = []
@@ -41,7 +38,7 @@ def open_policy(byte_tokenizer: Any, tmp_path: Path) -> Iterator[Open]:
             "end_of_turn_ids": [2],
             "vocab_size": 261,
             "context_length": 50,
-            "write_weights": write,
+            "weights": MemoryWeights(),
             "probe_s": 0.0,
         }
         policies.append(VllmPolicy(make, **parts | options))
@@ -180,21 +177,21 @@ def test_no_engine_left(open_policy: Open) -> None:
         gather(policy, 8)
 
 
-def test_engines_that_cannot_be_opened(byte_tokenizer: Any, tmp_path: Path) -> None:
+def test_engines_that_cannot_be_opened(byte_tokenizer: Any) -> None:
     async def fail() -> list[MemoryEngine]:
         raise EngineLostError("nobody there")
 
     threads = threading.active_count()
     parts: Any = {"tokenizer": byte_tokenizer, "end_of_turn_ids": [2], "vocab_size": 261, "context_length": 50}
     with pytest.raises(EngineLostError, match="nobody there"):
-        VllmPolicy(fail, write_weights=lambda version: tmp_path, **parts)
+        VllmPolicy(fail, weights=MemoryWeights(), **parts)
     assert threading.active_count() == threads
 
 
 # Weights -------------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_request_brings_the_weights_that_are_trained(open_policy: Open, tmp_path: Path) -> None:
+def test_the_first_request_brings_the_weights_that_are_trained(open_policy: Open) -> None:
     """A run that is resumed at version 7 must not begin with what the server was started with."""
     policy, engines = open_policy(4, 4, version=7)
     policy.submit(request(0))
@@ -204,41 +201,54 @@ def test_the_first_request_brings_the_weights_that_are_trained(open_policy: Open
     assert [[version for _, version in engine.loads] for engine in engines] == [[7], [7]]
 
 
-def test_updates_count_and_the_file_before_goes(open_policy: Open, tmp_path: Path) -> None:
-    policy, _ = open_policy(4)
+def test_updates_count(open_policy: Open) -> None:
+    weights = MemoryWeights()
+    policy, (engine,) = open_policy(4, weights=weights)
     for version in (1, 2, 3):
         policy.weights_changed()
         assert policy.version == version
-        assert [path.name for path in tmp_path.iterdir()] == [f"v{version}.safetensors"]
+        assert engine.loads[-1] == (Path(f"v{version}.safetensors"), version)
         policy.submit(request(0))
         (done,) = gather(policy, 1).values()
         assert isinstance(done, Completion)
         assert done.policy_version == version
+    assert weights.loaded == [1, 2, 3]
+    assert weights.num_closed == 0
     policy.close()
-    assert list(tmp_path.iterdir()) == []
+    assert weights.num_closed == 1
 
 
-def test_adapter_folders_go_too(open_policy: Open, tmp_path: Path) -> None:
-    def write(version: int) -> Path:
-        folder = tmp_path / f"v{version}"
-        folder.mkdir()
-        (folder / "adapter.safetensors").touch()
-        return folder
-
-    policy, _ = open_policy(4, write_weights=write)
-    policy.weights_changed()
-    policy.weights_changed()
-    assert [path.name for path in tmp_path.iterdir()] == ["v2"]
-
-
-def test_refused_weights_are_not_counted_and_leave_no_file(open_policy: Open, tmp_path: Path) -> None:
-    policy, (engine,) = open_policy(4)
+def test_refused_weights_are_not_counted(open_policy: Open) -> None:
+    weights = MemoryWeights()
+    policy, (engine,) = open_policy(4, weights=weights)
     policy.weights_changed()
     engine.load_errors = [refusal()]
     with pytest.raises(PolicyError, match="No vLLM engine took"):
         policy.weights_changed()
     assert policy.version == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["v1.safetensors"]
+    assert (weights.loaded, weights.refused) == ([1], [2])
+
+
+def test_an_engine_that_comes_back_finds_the_weights_in_force(open_policy: Open, tmp_path: Path) -> None:
+    """Also when those after them were refused, and when the same version has been written twice."""
+    policy, (engine,) = open_policy(4, weights=WeightFiles(make_tiny_llama(64), tmp_path), sleeps=True)
+    policy.weights_changed()
+    with policy.yield_memory():
+        pass
+    engine.load_errors = [refusal()]
+    with pytest.raises(PolicyError, match="No vLLM engine took"):
+        policy.submit(request(0))
+    engine.load_errors = [refusal()]
+    with pytest.raises(PolicyError, match="No vLLM engine took"):
+        policy.weights_changed()
+    policy._is_blank = False  # or else the next request would bring them itself
+    policy.submit(request(0))
+    gather(policy, 1)
+    path, version = engine.loads[-1]
+    assert version == 1
+    assert list(path.parent.iterdir()) == [path]
+    policy.close()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_thread_updates_while_another_one_samples(open_policy: Open) -> None:

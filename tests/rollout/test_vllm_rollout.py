@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from rollout_scripts import Counter, SlowCounting, random_script
+from tiny_models import make_tiny_llama
 from vllm_server import FakeVllm, Serve, serving
 
 from agentrl.errors import InfrastructureError, PolicyError
@@ -16,6 +17,7 @@ from agentrl.policies.scripted import ScriptedPolicy
 from agentrl.policies.vllm.connection import Deadlines
 from agentrl.policies.vllm.policy import VllmPolicy
 from agentrl.policies.vllm.server import open_servers
+from agentrl.policies.vllm.weights import WeightFiles
 from agentrl.rollout.plan import BranchRule, GroupPlan
 from agentrl.trajectory import Tree
 
@@ -41,22 +43,17 @@ def serve(byte_tokenizer: Any) -> Iterator[Serve]:
 def open_policy(byte_tokenizer: Any, chat: Any, tmp_path: Path) -> Iterator[Open]:
     policies: list[VllmPolicy] = []
 
-    def write(version: int) -> Path:
-        path = tmp_path / f"v{version}.safetensors"
-        path.touch()
-        return path
-
     def open_it(*servers: FakeVllm, **options: Any) -> VllmPolicy:
         urls = [server.url for server in servers]
         policy = VllmPolicy(
             lambda: open_servers(
-                urls, context_length=2048, num_top=20, max_in_flight=6, deadlines=Deadlines(turn_s=60)
+                urls, context_length=2048, num_top=20, deadlines=Deadlines(turn_s=60)
             ),
             tokenizer=byte_tokenizer,
             end_of_turn_ids=chat.end_ids,
             vocab_size=len(byte_tokenizer),
             context_length=2048,
-            write_weights=write,
+            weights=WeightFiles(make_tiny_llama(64), tmp_path),
             **{"probe_s": 0.01} | options,
         )
         policies.append(policy)
@@ -87,7 +84,7 @@ def test_the_trees_are_those_of_the_scripted_policy(
     make_collector: Any, open_policy: Open, serve: Serve, expected: list[Any]
 ) -> None:
     """Two servers, tools in threads; nothing of it shows. Prompts are found in the cache of the server they are at."""
-    servers = serve(say), serve(say)
+    servers = serve(say, max_num_seqs=6), serve(say, max_num_seqs=6)
     policy = open_policy(*servers)
     trees = make_collector(env=SlowCounting, policy=policy).collect(range(4), PLAN, seed=3)
     assert texts(trees) == expected
@@ -128,7 +125,7 @@ def test_a_server_that_is_started_again_takes_part_again(
     dying.on_death = lambda: threading.Thread(target=restart).start()
     trees = make_collector(policy=policy).collect(range(4), PLAN, seed=3)
     assert texts(trees) == expected
-    assert dying.weights == "0"  # it got the current weights before its first turn
+    assert dying.version == 0  # it got the current weights before its first turn
     assert policy.counters.lost_engines >= 1
 
 
@@ -157,7 +154,7 @@ def test_an_update_between_two_rollouts(make_collector: Any, open_policy: Open, 
         trees = collector.collect(range(2), PLAN, seed=3)
         assert {s.policy_version for tree in trees for s in tree.segments if s.origin == "assistant"} == {version}
         policy.weights_changed()
-    assert [server.weights for server in servers] == ["3", "3"]
+    assert [server.version for server in servers] == [3, 3]
 
 
 class Failing(ScriptedPolicy):

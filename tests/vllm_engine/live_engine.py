@@ -68,8 +68,8 @@ class LiveEngine:
 
     def follow(self, model: Any) -> int:
         """Gives it the weights of a model under the next version."""
-        with WeightFiles(model) as files:
-            return self.load(files.write(self.version + 1))
+        with WeightFiles(model) as files, files.write(self.version + 1) as path:
+            return self.load(path)
 
     @property
     def vllm(self) -> Any:

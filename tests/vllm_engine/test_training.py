@@ -15,9 +15,10 @@ from rich.console import Console
 
 from agentrl.config import load_config
 from agentrl.policies.loading import model_path
+from agentrl.policies.vllm.in_process import InProcessEngine
 from agentrl.policies.vllm.launch import LocalServer
 from agentrl.policies.vllm.settings import EngineSettings
-from agentrl.trainers import TrainSettings, train
+from agentrl.trainers import TrainSettings, engines, train
 from agentrl.trainers.update import Updater
 
 QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart.yaml"
@@ -50,6 +51,45 @@ def test_arpo_learns_and_both_sides_agree(tmp_path: Path) -> None:
         assert row["invalid_episodes"] == 0
     assert sum(row["branches"] for row in updates(rows)) > 0
     assert sum(row["engine_cached_tokens"] for row in updates(rows)) > 0
+
+
+def note_loads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[list[str], int]]:
+    """Fills with the names of the files that engines load, and the version."""
+    loads: list[tuple[list[str], int]] = []
+    load_weights = InProcessEngine.load_weights
+
+    async def noted(self: InProcessEngine, path: Path, version: int) -> None:
+        names = [file.name for file in path.iterdir() if file.name != "README.md"] if path.is_dir() else [path.suffix]
+        loads.append((sorted(names), version))
+        await load_weights(self, path, version)
+
+    monkeypatch.setattr(InProcessEngine, "load_weights", noted)
+    return loads
+
+
+@pytest.mark.vllm
+def test_with_lora_only_adapters_are_pushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = note_loads(monkeypatch)
+    lora = ["model.lora.rank=6", "model.lora.alpha=12", "optimizer.learning_rate=5e-3"]
+    rows = updates(run(tmp_path / "run", "updates=3", "evaluation.tasks=8", "rollout.tasks_per_update=4", *lora))
+    adapter = ["adapter_config.json", "adapter_model.safetensors"]
+    assert loads == [(adapter, version) for version in range(4)]
+    assert len(rows) == 3
+    for row in rows:
+        assert row["mismatch_max"] < 1e-3
+        assert row["invalid_episodes"] == 0
+    assert sum(row["engine_cached_tokens"] for row in rows) > 0
+
+
+@pytest.mark.vllm
+def test_weights_that_are_handed_over_where_they_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_SHARED", {"cpu"})
+    loads = note_loads(monkeypatch)
+    small = ["updates=3", "evaluation.tasks=8", "rollout.tasks_per_update=4", "optimizer.learning_rate=1e-3"]
+    rows = updates(run(tmp_path / "run", *small))
+    assert loads == [([".handles"], version) for version in range(4)]
+    assert len(rows) == 3
+    assert max(row["mismatch_max"] for row in rows) < 1e-3
 
 
 @pytest.mark.vllm

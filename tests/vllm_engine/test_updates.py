@@ -84,8 +84,7 @@ def test_an_update_whose_cache_stays_is_refused(
 def test_the_output_layer_follows_the_embedding_that_it_is_tied_to(live: LiveEngine, loaded: LoadedModel) -> None:
     assert loaded.model.config.tie_word_embeddings
     perturb(loaded.model, only="embed_tokens")
-    with WeightFiles(loaded.model) as files:
-        path = files.write(live.version + 1)
+    with WeightFiles(loaded.model) as files, files.write(live.version + 1) as path:
         assert "lm_head.weight" not in load_file(path)
         live.load(path)
     prompt = long_prompt(loaded)
@@ -131,8 +130,8 @@ def test_a_turn_may_go_on_across_an_update(live: LiveEngine, loaded: LoadedModel
         await _until(lambda: live.vllm.get_num_unfinished_requests() == 1)
         await asyncio.sleep(0.2)
         perturb(loaded.model, 1e-3)
-        with WeightFiles(loaded.model) as files:
-            await live.engine.load_weights(files.write(old + 1), old + 1)
+        with WeightFiles(loaded.model) as files, files.write(old + 1) as path:
+            await live.engine.load_weights(path, old + 1)
         return await turn
 
     turn = live.run(update_meanwhile())

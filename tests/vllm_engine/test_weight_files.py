@@ -1,5 +1,6 @@
 """Weights as files: what is in them, and that they do not stay."""
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -12,8 +13,11 @@ from safetensors.torch import load_file
 from tiny_models import make_tiny_llama
 from transformers import LlamaForCausalLM
 
-from agentrl.errors import CheckpointError, ConfigError
-from agentrl.policies.loading import EMBEDDED, load_model, model_path
+from agentrl.errors import CheckpointError, ConfigError, PolicyError
+from agentrl.policies.loading import EMBEDDED, add_lora, load_model, model_path
+from agentrl.policies.vllm import handles
+from agentrl.policies.vllm.engine import EngineLostError
+from agentrl.policies.vllm.handles import open_exported
 from agentrl.policies.vllm.shapes import difference
 from agentrl.policies.vllm.weights import WeightFiles
 
@@ -22,16 +26,16 @@ def test_the_file_holds_what_save_pretrained_would_write(tmp_path: Path) -> None
     model = make_tiny_llama(64)
     model.save_pretrained(tmp_path / "checkpoint")
     expected = load_file(tmp_path / "checkpoint" / "model.safetensors")
-    with WeightFiles(model) as files:
-        found = load_file(files.write(1))
+    with WeightFiles(model) as files, files.write(1) as path:
+        found = load_file(path)
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_tied_weights_are_in_it_once() -> None:
     model = load_model(EMBEDDED).model
-    with WeightFiles(model) as files:
-        found = load_file(files.write(1))
+    with WeightFiles(model) as files, files.write(1) as path:
+        found = load_file(path)
     expected = load_file(Path(model_path(EMBEDDED)) / "model.safetensors")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -42,8 +46,8 @@ def test_weights_that_do_not_lie_in_one_piece_are_copied(tiny_llama: LlamaForCau
     weight = model.model.layers[0].mlp.up_proj.weight
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(weight.t().contiguous().t())
-    with WeightFiles(model) as files:
-        found = load_file(files.write(1))
+    with WeightFiles(model) as files, files.write(1) as path:
+        found = load_file(path)
     assert torch.equal(found["model.layers.0.mlp.up_proj.weight"], weight)
 
 
@@ -51,28 +55,101 @@ def test_later_updates_do_not_change_an_older_file() -> None:
     model = make_tiny_llama(64)
     before = model.lm_head.weight.detach().clone()
     with WeightFiles(model) as files:
-        first = files.write(1)
+        with files.write(1) as first:
+            pass
         perturb(model)
-        second = files.write(2)
-        assert torch.equal(load_file(first)["lm_head.weight"], before)
-        assert torch.equal(load_file(second)["lm_head.weight"], model.lm_head.weight)
+        with files.write(2) as second:
+            assert torch.equal(load_file(first)["lm_head.weight"], before)
+            assert torch.equal(load_file(second)["lm_head.weight"], model.lm_head.weight)
 
 
-def test_the_last_two_versions_stay_until_the_end(tmp_path: Path) -> None:
+def test_what_was_loaded_last_stays_until_the_end(tmp_path: Path) -> None:
     with WeightFiles(make_tiny_llama(64), tmp_path) as files:
-        paths = [files.write(version) for version in range(4)]
-        assert [path.exists() for path in paths] == [False, False, True, True]
-        assert sorted(paths[0].parent.iterdir()) == paths[2:]
+        loaded: list[Path] = []
+        for version in range(3):
+            with files.write(version) as path:
+                assert {*path.parent.iterdir()} == {*loaded, path}
+            loaded = [path]
+            assert list(path.parent.iterdir()) == loaded
     assert list(tmp_path.iterdir()) == []
     files.close()
 
 
-def test_a_version_may_be_written_again(tmp_path: Path) -> None:
+def test_what_was_refused_goes_and_what_was_loaded_stays(tmp_path: Path) -> None:
     model = make_tiny_llama(64)
     with WeightFiles(model, tmp_path) as files:
-        files.write(1)
+        with files.write(1) as loaded:
+            pass
+        for version in (1, 2, 2):  # the same version is written anew when an engine has slept
+            with pytest.raises(KeyboardInterrupt), files.write(version):
+                raise KeyboardInterrupt
+            assert list(loaded.parent.iterdir()) == [loaded]
         perturb(model)
-        assert torch.equal(load_file(files.write(1))["lm_head.weight"], model.lm_head.weight)
+        with files.write(1) as again:
+            assert torch.equal(load_file(again)["lm_head.weight"], model.lm_head.weight)
+        assert list(loaded.parent.iterdir()) == [again]
+
+
+def test_adapters_go_too(tmp_path: Path) -> None:
+    model = add_lora(make_tiny_llama(64), rank=2, alpha=2, targets="all-linear")
+    with WeightFiles(model, tmp_path) as files:
+        for version in (1, 2):
+            with files.write(version) as path:
+                assert (path / "adapter_model.safetensors").is_file()
+        assert list(path.parent.iterdir()) == [path]
+
+
+def test_what_is_handed_over_where_it_lies_leaves_nothing_behind(tmp_path: Path) -> None:
+    model = make_tiny_llama(64)
+    model.model.layers[0].mlp.up_proj.weight = torch.nn.Parameter(torch.randn(32, 64).t())  # is copied
+    rehearsed = []
+
+    async def rehearse(path: Path) -> None:
+        rehearsed.append(open_exported(path.read_text()).keys())
+
+    with WeightFiles(model, tmp_path) as files:
+        with files.write(1) as written:
+            pass
+        asyncio.run(files.share(rehearse))
+        assert rehearsed == [model.state_dict().keys()]
+        for version in (2, 3):
+            perturb(model)
+            with files.write(version) as path:
+                found = open_exported(path.read_text())
+                assert all(torch.equal(found[name], tensor) for name, tensor in model.state_dict().items())
+                text = path.read_text()
+                del found
+            assert list(written.parent.iterdir()) == []
+        with pytest.raises(RuntimeError):  # the copy is gone
+            open_exported(text)
+
+
+@pytest.mark.parametrize("error", [PolicyError("no access\nat all"), RuntimeError("no access"), OSError("no access")])
+def test_where_memory_cannot_be_read_it_is_files_again(tmp_path: Path, error: Exception) -> None:
+    async def fail(path: Path) -> None:
+        if isinstance(error, PolicyError):
+            raise error
+
+    def fail_to_export(tensors: object) -> str:
+        raise error
+
+    with WeightFiles(make_tiny_llama(64), tmp_path) as files, pytest.MonkeyPatch.context() as patch:
+        if not isinstance(error, PolicyError):
+            patch.setattr(handles, "export", fail_to_export)
+        with pytest.warns(UserWarning, match=r"cannot read the trainer's memory.*no access\.?$"):
+            asyncio.run(files.share(fail))
+        [folder] = tmp_path.iterdir()
+        assert list(folder.iterdir()) == []
+        with files.write(1) as path:
+            assert load_file(path)
+
+
+def test_an_engine_that_is_gone_is_no_reason_for_files(tmp_path: Path) -> None:
+    async def fail(path: Path) -> None:
+        raise EngineLostError("died")
+
+    with WeightFiles(make_tiny_llama(64), tmp_path) as files, pytest.raises(EngineLostError):
+        asyncio.run(files.share(fail))
 
 
 def test_a_killed_owner_leaves_nothing_for_long(tmp_path: Path) -> None:
@@ -80,7 +157,8 @@ def test_a_killed_owner_leaves_nothing_for_long(tmp_path: Path) -> None:
         "import os, signal, sys; from pathlib import Path; import torch\n"
         "from agentrl.policies.vllm.weights import WeightFiles\n"
         "from tiny_models import make_tiny_llama\n"
-        "files = WeightFiles(make_tiny_llama(64), Path(sys.argv[1])); files.write(1)\n"
+        "files = WeightFiles(make_tiny_llama(64), Path(sys.argv[1]))\n"
+        "with files.write(1): pass\n"
         "if sys.argv[2] == 'kill': os.kill(os.getpid(), signal.SIGKILL)"
     )
 
@@ -92,15 +170,14 @@ def test_a_killed_owner_leaves_nothing_for_long(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     run("kill")
     [left] = tmp_path.iterdir()
-    assert [file.name for file in left.iterdir()] == ["weights-1.safetensors"]
-    with WeightFiles(make_tiny_llama(64), tmp_path) as files:
-        assert files.write(1).parent != left
+    assert [file.name for file in left.iterdir()] == ["weights-1-0.safetensors"]
+    with WeightFiles(make_tiny_llama(64), tmp_path) as files, files.write(1) as path:
+        assert path.parent != left
         assert not left.exists()
 
 
 def test_of_two_runs_none_removes_the_files_of_the_other(tmp_path: Path) -> None:
-    with WeightFiles(make_tiny_llama(64), tmp_path) as first:
-        path = first.write(1)
+    with WeightFiles(make_tiny_llama(64), tmp_path) as first, first.write(1) as path:
         with WeightFiles(make_tiny_llama(64), tmp_path):
             pass
         assert path.exists()
@@ -119,8 +196,8 @@ def test_a_write_that_fails_leaves_no_part(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr("agentrl.policies.vllm.weights.save_file", fail)
     with WeightFiles(make_tiny_llama(64), tmp_path) as files:
-        with pytest.raises(CheckpointError, match="No space left"):
-            files.write(1)
+        with pytest.raises(CheckpointError, match="No space left"), files.write(1):
+            pass
         [folder] = tmp_path.iterdir()
         assert list(folder.iterdir()) == []
 

@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import save_file
 from transformers.core_model_loading import revert_weight_conversion
 
-from agentrl.errors import CheckpointError, ConfigError, PolicyError
+from agentrl.errors import ConfigError
 from agentrl.files import discard, writing
 from agentrl.policies.vllm import handles
+from agentrl.policies.vllm.engine import EngineLostError
 from agentrl.sandbox.owner import is_dead, owned_name, owner_in
 
 _PREFIX = "agentrl-weights-"
@@ -105,12 +106,14 @@ class WeightFiles:
         try:
             with self.write(0) as path:
                 await rehearse(path)
-        except (CheckpointError, PolicyError, RuntimeError) as error:  # PyTorch's are of the last kind
+        except EngineLostError:
+            raise
+        except RuntimeError as error:  # PolicyError, CheckpointError and PyTorch's own
             self._by_handle = False
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             warnings.warn(
-                "The vLLM engine cannot read the trainer's memory, so weights go through files, which takes seconds "
-                f"longer for each billion parameters: {reason}",
+                "The vLLM engine cannot read the trainer's memory. Weights go through files instead, which takes "
+                f"longer. The reason: {reason}",
                 stacklevel=2,
             )
 
