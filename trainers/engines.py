@@ -67,19 +67,19 @@ def _open_vllm(settings: TrainSettings, loaded: LoadedModel, version: int) -> Tr
 
     wanted, rollout = settings.policy, settings.rollout
     lora = settings.model.lora
+    context_length = min(loaded.context_length, rollout.max_episode_tokens)
     weights = WeightFiles(loaded.model, wanted.shared_folder)
 
     async def engines() -> Sequence[Engine]:
         if wanted.servers:
             return await open_servers(
                 wanted.servers,
-                context_length=min(loaded.context_length, rollout.max_episode_tokens),
+                context_length=context_length,
                 num_top=wanted.entropy_top,
-                max_in_flight=rollout.max_concurrent_episodes,
             )
         engine = await InProcessEngine.open(
             settings.model.name,
-            context_length=loaded.context_length,
+            context_length=context_length,
             max_in_flight=rollout.max_concurrent_episodes,
             num_top=wanted.entropy_top,
             dtype=str(loaded.model.dtype).removeprefix("torch."),

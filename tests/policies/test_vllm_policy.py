@@ -128,6 +128,21 @@ def test_a_released_turn_is_cancelled_and_never_heard_of(open_policy: Open) -> N
     assert {i: outcome.token_ids for i, outcome in done.items() if isinstance(outcome, Completion)} == {0: [7], 1: [1]}
 
 
+def test_turns_that_are_released_before_they_begin_leave_nothing(open_policy: Open) -> None:
+    policy, _ = open_policy(4)
+    policy.weights_changed()
+    hold = threading.Event()
+    policy._loop.post(hold.wait)  # nothing begins before all are released
+    for sequence in range(50):
+        policy.submit(request(sequence))
+        policy.release(sequence)
+    hold.set()
+    policy.submit(request(50))
+    gather(policy, 1)
+    in_loop(policy, lambda: None)
+    assert policy._tasks == {}
+
+
 def test_a_turn_that_ended_before_its_release_is_not_handed_out(open_policy: Open) -> None:
     policy, _ = open_policy(4)
     policy.submit(request(0))
@@ -300,6 +315,17 @@ def test_memory_is_yielded_and_the_weights_come_back(open_policy: Open) -> None:
     policy.submit(request(0))  # without an update: the same weights again
     gather(policy, 1)
     assert [version for _, version in engine.loads] == [1, 2, 2]
+
+
+def test_the_trainer_gives_back_what_it_does_not_use_before_the_engine_wakes(
+    open_policy: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, (engine,) = open_policy(4, sleeps=True)
+    asleep: list[bool] = []
+    monkeypatch.setattr("torch.cuda.empty_cache", lambda: asleep.append(engine.is_asleep))
+    with policy.yield_memory():
+        assert asleep == []
+    assert asleep == [True]
 
 
 def test_memory_is_kept_unless_it_was_set_up(open_policy: Open) -> None:

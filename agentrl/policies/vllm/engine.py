@@ -15,6 +15,10 @@ class EngineLostError(InfrastructureError):
     """The engine is gone or does not answer; another one may take the request over."""
 
 
+class EngineEndedError(EngineLostError):
+    """The engine is gone for good: nobody will start it again."""
+
+
 class BrokenModelError(PolicyError):
     """The engine sampled from NaN: its weights are broken, and no other engine has better ones."""
 

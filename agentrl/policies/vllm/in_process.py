@@ -12,8 +12,9 @@ from typing import Any, Self
 from agentrl.errors import ConfigError, InfrastructureError, PolicyError
 from agentrl.policies.loading import model_path
 from agentrl.policies.vllm.adapters import Adapters
-from agentrl.policies.vllm.engine import EngineLostError, Order, Sampled
+from agentrl.policies.vllm.engine import EngineEndedError, EngineLostError, Order, Sampled
 from agentrl.policies.vllm.orders import from_output, sampling_fields
+from agentrl.policies.vllm.patience import Patience
 from agentrl.policies.vllm.settings import EngineSettings
 from agentrl.policies.vllm.starting import start_engine
 
@@ -32,8 +33,9 @@ class InProcessEngine:
         self._engine: Any = engine
         self._settings = settings
         self._timeout_s = timeout_s
+        self._patience = Patience(timeout_s)
         self._numbers = itertools.count()
-        self._version = 0
+        self._adapter_numbers = itertools.count(1)
         self._holds: int | None = None
         """The version whose weights are in the engine; None is no version, or half of one."""
         self._adapters = Adapters()
@@ -67,7 +69,7 @@ class InProcessEngine:
             lora_rank: See `EngineSettings`.
             gpu_memory: See `EngineSettings`. The rest has to be enough for the trainer.
             can_sleep: See `EngineSettings`.
-            timeout_s: Longest time for one turn or one update, after which the engine counts as lost.
+            timeout_s: Longest time without the end of a turn, and for an update, after which the engine counts as lost.
 
         Raises:
             MissingExtraError: vLLM is not installed.
@@ -99,17 +101,16 @@ class InProcessEngine:
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
-        engine, version, output = self._alive(), self._version, None
+        engine, output = self._alive(), None
         try:
             params = SamplingParams(**sampling_fields(order), output_kind=RequestOutputKind.FINAL_ONLY)
             prompt = TokensPrompt(prompt_token_ids=order.token_ids, cache_salt=str(order.version))
             number = str(next(self._numbers))
-            with self._adapters.used() as adapter:
-                async with asyncio.timeout(self._timeout_s):
-                    async for answer in engine.generate(prompt, params, number, lora_request=adapter):
-                        output = answer
+            with self._adapters.used() as (adapter, version), self._patience.wait():
+                async for answer in engine.generate(prompt, params, number, lora_request=adapter):
+                    output = answer
         except TimeoutError:
-            raise EngineLostError(f"vLLM did not answer within {self._timeout_s:g} s.") from None
+            raise EngineLostError(f"vLLM has answered nothing for {self._timeout_s:g} s.") from None
         except Exception as error:  # of many classes: ours is made by the state that it leaves the engine in
             raise self._failure(error, InfrastructureError) from error
         sampled = from_output(output, order)
@@ -157,7 +158,7 @@ class InProcessEngine:
                     return
                 self._holds = None
                 await exchange(path, version)
-                self._version = self._holds = version
+                self._holds = version
 
         await self._call(one_at_a_time())
 
@@ -214,9 +215,10 @@ class InProcessEngine:
         from vllm.lora.request import LoRARequest
 
         engine = self._alive()
-        new = LoRARequest(f"policy-{version}", version + 1, str(path))  # cached keys and values are kept by this name
+        number = next(self._adapter_numbers)  # of its own for each, since vLLM does not load a number twice
+        new = LoRARequest(f"policy-{number}", number, str(path))  # cached keys and values are kept by this name
         await engine.add_lora(new)
-        self._adapters.exchange(new)
+        self._adapters.exchange(new, version)
         for number in self._adapters.unused():
             await engine.remove_lora(number)
 
@@ -246,10 +248,10 @@ class InProcessEngine:
     def _is_gone(self) -> bool:
         return self._engine is None or bool(self._engine.errored)
 
-    def _lost(self) -> EngineLostError:
+    def _lost(self) -> EngineEndedError:
         if self._engine is None:
-            return EngineLostError("The vLLM engine was closed.")
-        return EngineLostError("The vLLM engine has died. Its own messages say why; most often, memory ran out.")
+            return EngineEndedError("The vLLM engine was closed.")
+        return EngineEndedError("The vLLM engine has died. Its own messages say why; most often, memory ran out.")
 
     def _failure(self, error: BaseException, kind: type[Exception]) -> Exception:
         if isinstance(error, InfrastructureError | PolicyError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import queue
 import threading
@@ -11,6 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
+
+import torch
 
 from agentrl.chat.template import Tokenizer
 from agentrl.errors import AgentRLError, InfrastructureError, PolicyError
@@ -216,6 +219,8 @@ class VllmPolicy:
         try:
             yield
         finally:
+            gc.collect()
+            torch.cuda.empty_cache()  # or PyTorch keeps what the block has freed, and the engine needs it
             self.wake()
 
     def _load(self, updates: int = 0) -> None:
@@ -256,7 +261,8 @@ class VllmPolicy:
     # In the loop -----------------------------------------------------------------------------------------------------
 
     def _begin(self, ticket: int, request: Request, order: Order) -> None:
-        self._tasks[ticket] = asyncio.ensure_future(self._sample(ticket, request, order))
+        task = self._tasks[ticket] = asyncio.ensure_future(self._sample(ticket, request, order))
+        task.add_done_callback(lambda _: self._tasks.pop(ticket))
 
     def _end(self, sequence: SequenceId, ticket: int | None) -> None:
         if ticket is not None and ticket in self._tasks:
@@ -272,8 +278,6 @@ class VllmPolicy:
             outcome = Failure(sequence=request.sequence, error=error)
         except Exception as error:  # whatever it is, `poll` raises it: nobody else would hear of it
             outcome = error
-        finally:
-            del self._tasks[ticket]
         self._outcomes.put((request.sequence, ticket, outcome))
 
     async def _close(self) -> None:
