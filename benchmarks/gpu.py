@@ -19,14 +19,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 from update import LAYOUTS, SHAPES, make_tree
 
-from agentrl.policies.core import Request, Sampling
+from agentrl.policies.core import Failure, Request, Sampling
 from agentrl.policies.loading import load_model, model_path
 from agentrl.policies.transformers_engine import TransformersPolicy
 from agentrl.trainers.batch import lay_out_paths
@@ -43,7 +42,7 @@ def half_billion(small: bool, dtype: torch.dtype) -> PreTrainedModel:
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=2048 if small else 151_936,
-        hidden_size=224 if small else 896,
+        hidden_size=448 if small else 896,
         intermediate_size=512 if small else 4864,
         num_hidden_layers=2 if small else 24,
         num_attention_heads=14,
@@ -94,7 +93,10 @@ def greedy(policy: Any, loaded: Any, max_tokens: int = 48) -> dict[int, tuple[li
     found: dict[int, tuple[list[int], list[float]]] = {}
     while len(found) < len(_PROMPTS):
         for completion in policy.poll():
+            if isinstance(completion, Failure):
+                raise completion.error
             found[completion.sequence] = (completion.token_ids, completion.raw_logprobs)
+            policy.release(completion.sequence)
     return found
 
 
@@ -181,30 +183,26 @@ def _best(device: Device, turns: int, model: PreTrainedModel, trees: list[Any], 
 
 
 def check_vllm(device: Device, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The engine vLLM against transformers before and after an update, and what sleeping frees."""
+    """The engine vLLM against transformers before and after updates by file and by handle, and what sleeping frees."""
     from agentrl.policies.vllm.in_process import InProcessEngine
     from agentrl.policies.vllm.policy import VllmPolicy
     from agentrl.policies.vllm.weights import WeightFiles
 
     figures: dict[str, Any] = {}
     dtype = "bfloat16" if device.is_cuda else "float32"
+    opened: list[InProcessEngine] = []
     with tempfile.TemporaryDirectory() as folder:
         half_billion(arguments.small, getattr(torch, dtype)).save_pretrained(folder)
         AutoTokenizer.from_pretrained(model_path("quickstart")).save_pretrained(folder)
         loaded = load_model(folder, device=device.name, dtype=dtype)
         own = TransformersPolicy(loaded.model, loaded.tokenizer, end_of_turn_ids=())
+        weights = WeightFiles(loaded.model)
 
         async def engines() -> Any:
-            opened = InProcessEngine.open(
-                str(Path(folder)),
-                context_length=4096,
-                max_in_flight=64,
-                num_top=20,
-                dtype=dtype,
-                gpu_memory=0.4,
-                can_sleep=device.is_cuda,
-            )
-            return [await opened]
+            options = {"context_length": 4096, "max_in_flight": 64, "num_top": 20, "dtype": dtype}
+            engine = await InProcessEngine.open(folder, gpu_memory=0.4, can_sleep=device.is_cuda, **options)
+            opened.append(engine)
+            return opened
 
         begun = time.perf_counter()
         policy = VllmPolicy(
@@ -213,24 +211,34 @@ def check_vllm(device: Device, arguments: argparse.Namespace) -> dict[str, Any]:
             end_of_turn_ids=(),
             vocab_size=loaded.vocab_size,
             context_length=4096,
-            weights=WeightFiles(loaded.model),
+            weights=weights,
             sleeps=device.is_cuda,
         )
         figures["start_s"] = round(time.perf_counter() - begun, 1)
         with policy:
             figures["gap"] = largest_gap(greedy(own, loaded), greedy(policy, loaded))
-            with torch.no_grad():
-                for parameter in loaded.model.parameters():
-                    parameter.mul_(1.01)
-            own.weights_changed()
             figures["awake_gb"] = device.used()
-            begun = time.perf_counter()
             with policy.yield_memory():
                 figures["asleep_gb"] = device.used()
-            policy.weights_changed()
-            figures["update_s"] = round(time.perf_counter() - begun, 2)
-            figures["gap_after_update"] = largest_gap(greedy(own, loaded), greedy(policy, loaded))
+            for way in ("file", "handle"):
+                if way == "handle":
+                    policy._loop.run(weights.share(opened[0].rehearse))  # warns if it does not work here
+                _change(loaded.model)
+                own.weights_changed()
+                begun = time.perf_counter()
+                policy.weights_changed()
+                figures[f"update_by_{way}_s"] = round(time.perf_counter() - begun, 3)
+                figures[f"gap_after_update_by_{way}"] = largest_gap(greedy(own, loaded), greedy(policy, loaded))
     return figures
+
+
+@torch.no_grad()
+def _change(model: PreTrainedModel) -> None:
+    """So much that it shows."""
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        noise = torch.randn(parameter.shape, generator=generator).to(parameter)
+        parameter.add_(noise, alpha=0.1 * float(parameter.std()))
 
 
 PARTS: dict[str, Callable[[Device, argparse.Namespace], dict[str, Any]]] = {

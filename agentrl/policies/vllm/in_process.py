@@ -33,7 +33,7 @@ class InProcessEngine:
         self._engine: Any = engine
         self._settings = settings
         self._timeout_s = timeout_s
-        self._patience = Patience(timeout_s)
+        self._patience = Patience()
         self._numbers = itertools.count()
         self._adapter_numbers = itertools.count(1)
         self._holds: int | None = None
@@ -106,9 +106,10 @@ class InProcessEngine:
             params = SamplingParams(**sampling_fields(order), output_kind=RequestOutputKind.FINAL_ONLY)
             prompt = TokensPrompt(prompt_token_ids=order.token_ids, cache_salt=str(order.version))
             number = str(next(self._numbers))
-            with self._adapters.used() as (adapter, version), self._patience.wait():
-                async for answer in engine.generate(prompt, params, number, lora_request=adapter):
-                    output = answer
+            with self._adapters.used() as (adapter, version):
+                async with self._patience.wait(self._timeout_s):
+                    async for answer in engine.generate(prompt, params, number, lora_request=adapter):
+                        output = answer
         except TimeoutError:
             raise EngineLostError(f"vLLM has answered nothing for {self._timeout_s:g} s.") from None
         except Exception as error:  # of many classes: ours is made by the state that it leaves the engine in
