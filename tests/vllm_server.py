@@ -4,30 +4,46 @@ What it says comes from a script, as with `ScriptedPolicy`; log-probabilities co
 the last token, the temperature and the version of the weights.
 """
 
+import asyncio
 import contextlib
 import json
 import math
 import select
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
+from agentrl.policies.core import Sampling
+from agentrl.policies.vllm.connection import Deadlines
+from agentrl.policies.vllm.engine import Order
+from agentrl.policies.vllm.server import ServerEngine
+
 Script = Callable[[dict[str, Any], str], str]
+ORDER = Order(
+    token_ids=[1, 5, 9], max_tokens=40, stop=(), stop_token_ids=(2,), seed=5, sampling=Sampling(), num_top=4, version=0
+)
 BLOCK = 16
 
 
 @cache
 def logprobs_after(token: int, weights: str, temperature: float, top_k: int, vocab_size: int) -> tuple[float, ...]:
     """log softmax(logits / T), cut to the top k; temperature 0 counts as 1, as in vLLM."""
-    shift = int(weights) if weights.isdecimal() else 0
+    shift = version_in(weights)
     logits = [-((7 * i + 3 * token + 5 * shift) % vocab_size) / 30 / (temperature or 1.0) for i in range(vocab_size)]
     border = sorted(logits, reverse=True)[top_k - 1] if top_k > 0 else -math.inf
     total = math.log(sum(math.exp(logit) for logit in logits if logit >= border))
     return tuple(logit - total if logit >= border else -math.inf for logit in logits)
+
+
+def version_in(name: str) -> int:
+    """The number in agentrl-TOKEN-NUMBER, which may be followed by more; 0 in other names, unless they are numbers."""
+    parts = name.split("-")
+    number = parts[2] if parts[0] == "agentrl" else name
+    return int(number) if number.isdecimal() else 0
 
 
 class FakeVllm:
@@ -46,6 +62,7 @@ class FakeVllm:
         self.logprobs_mode = "processed_logprobs"
         self.max_logprobs = 64
         self.max_model_len = 2048
+        self.max_num_seqs = 8
         self.num_overloaded = 0
         """Turns still to be refused with 503."""
         self.num_failing = 0
@@ -53,6 +70,9 @@ class FakeVllm:
         self.is_nan = False
         self.reset_works = True
         self.update_error = ""
+        self.unload_error = ""
+        self.num_lost_answers = 0
+        """Adapters still to be loaded without an answer."""
         self.dies_after: int | None = None
         """Turns until it dies."""
         self.hang: threading.Event | None = None
@@ -66,6 +86,11 @@ class FakeVllm:
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def version(self) -> int | None:
+        """Of the weights that were loaded last."""
+        return None if self.weights == "default" else version_in(self.weights)
 
     def start(self) -> None:
         """Starts it, or starts it again: with the weights it had at first."""
@@ -118,7 +143,12 @@ class FakeVllm:
     # Answers ---------------------------------------------------------------------------------------------------------
 
     def turn(self, body: dict[str, Any], weights: str) -> dict[str, Any]:
-        """The answer to a turn; the fields of the sampling parameters are those that vLLM knows."""
+        """The answer to a turn; the fields of the sampling parameters are those that vLLM knows.
+
+        Args:
+            body: The request's.
+            weights: Name of the weights or of the adapter; the answer names the weights below an adapter.
+        """
         fields, prompt = body["sampling_params"], body["token_ids"]
         text = self.tokenizer.decode(prompt, skip_special_tokens=False)
         planned = [
@@ -146,7 +176,7 @@ class FakeVllm:
                     "finish_reason": finish,
                     "stop_reason": reason,
                     "token_ids": ids,
-                    "weight_versions": [{"version": weights, "start": 0, "end": len(ids)}],
+                    "weight_versions": [{"version": self.weights, "start": 0, "end": len(ids)}],
                     "logprobs": {"content": content},
                 }
             ],
@@ -249,6 +279,10 @@ class _Handler(BaseHTTPRequestHandler):
         adapters = [{"id": name, "object": "model", "parent": "policy"} for name in self.fake.adapters]
         self._send(200, {"object": "list", "data": [base, *adapters]})
 
+    def _server_info(self, body: Any, query: dict[str, str]) -> None:
+        assert query == {"config_format": "json"}
+        self._send(200, {"vllm_config": {"scheduler_config": {"max_num_seqs": self.fake.max_num_seqs}}})
+
     def _inference_v1_generate(self, body: dict[str, Any], query: Any) -> None:
         fake = self.fake
         with fake.lock:
@@ -288,7 +322,7 @@ class _Handler(BaseHTTPRequestHandler):
             return 400, _error(f"Requested sample logprobs of {fields['logprobs']}, greater than max allowed", 400)
         if max(body["token_ids"]) >= fake.vocab_size:
             return 400, _error("Token id is out of vocabulary", 400)
-        weights = fake.weights if body["model"] == "policy" else body["model"].removeprefix("policy-v")
+        weights = fake.weights if body["model"] == "policy" else body["model"]
         return 200, fake.turn(body, weights)
 
     def _waited(self) -> bool:
@@ -350,9 +384,16 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(400, _error(f"The lora adapter '{body['lora_name']}' has already been loaded.", 400))
             return
         self.fake.adapters[body["lora_name"]] = body["lora_path"]
+        if self.fake.num_lost_answers:
+            self.fake.num_lost_answers -= 1
+            self._reset()
+            return
         self._send(200, "Success: LoRA adapter added successfully.")
 
     def _v1_unload_lora_adapter(self, body: dict[str, str], query: Any) -> None:
+        if self.fake.unload_error:
+            self._send(500, _error(self.fake.unload_error, 500))
+            return
         gone = self.fake.adapters.pop(body["lora_name"], None)
         self._send(*((404, _error("The lora adapter cannot be found.", 404)) if gone is None else (200, "Success")))
 
@@ -406,3 +447,16 @@ def serving(tokenizer: Any) -> Iterator[Serve]:
     finally:
         for server in servers:
             server.close()
+
+
+def using(url: str, act: Callable[[ServerEngine], Awaitable[Any]], deadlines: Deadlines | None = None) -> Any:
+    """Runs something with an engine in a loop of its own."""
+
+    async def run() -> Any:
+        engine = ServerEngine(url, deadlines=deadlines)
+        try:
+            return await act(engine)
+        finally:
+            await engine.close()
+
+    return asyncio.run(run())

@@ -11,11 +11,11 @@ SILENCE_S = 1.0
 
 def test_waiting_goes_on_while_others_are_answered() -> None:
     async def work() -> None:
-        patience = Patience(SILENCE_S)
+        patience = Patience()
         order: list[str] = []
 
         async def one(name: str, seconds: float) -> None:
-            async with patience.wait():
+            async with patience.wait(SILENCE_S):
                 await asyncio.sleep(seconds)
             order.append(name)
 
@@ -28,10 +28,10 @@ def test_waiting_goes_on_while_others_are_answered() -> None:
 
 def test_silence_ends_it_for_all() -> None:
     async def work() -> None:
-        patience = Patience(SILENCE_S)
+        patience = Patience()
 
         async def one(seconds: float) -> None:
-            async with patience.wait():
+            async with patience.wait(SILENCE_S):
                 await asyncio.sleep(seconds)
 
         began = asyncio.get_running_loop().time()
@@ -44,15 +44,15 @@ def test_silence_ends_it_for_all() -> None:
 
 def test_a_failure_is_no_answer() -> None:
     async def work() -> None:
-        patience = Patience(SILENCE_S)
+        patience = Patience()
 
         async def fail(seconds: float) -> None:
-            async with patience.wait():
+            async with patience.wait(SILENCE_S):
                 await asyncio.sleep(seconds)
                 raise ValueError("refused")
 
         async def wait() -> None:
-            async with patience.wait():
+            async with patience.wait(SILENCE_S):
                 await asyncio.sleep(1000.0)
 
         failures = [fail(0.5 * number * SILENCE_S) for number in range(1, 100)]

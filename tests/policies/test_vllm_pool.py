@@ -11,7 +11,7 @@ import pytest
 from vllm_engines import MemoryEngine, order, refusal
 
 from agentrl.errors import ConfigError, InfrastructureError, PolicyError
-from agentrl.policies.vllm.engine import BrokenModelError, EngineLostError
+from agentrl.policies.vllm.engine import BrokenModelError, EngineEndedError, EngineLostError
 from agentrl.policies.vllm.pool import EnginePool
 
 Act = Callable[..., Coroutine[Any, Any, Any]]
@@ -51,8 +51,9 @@ def test_load_is_spread_by_room_and_bounded() -> None:
         tasks = [asyncio.ensure_future(pool.generate(i, order(i))) for i in range(10)]
         await settle()
         assert (small.in_flight, large.in_flight) == (2, 4)
-        # Room 2 and 4: two go to the large one, then they take turns.
-        assert large.seeds[:2] == [0, 1]
+        # The larger share of free places wins, then the larger number: 4/4 against 2/2, 3/4 < 2/2, 3/4 > 1/2,
+        # 2/4 against 1/2, 1/4 < 1/2, 1/4 > 0.
+        assert (small.seeds, large.seeds) == ([1, 4], [0, 2, 3, 5])
         small.gate.set()
         large.gate.set()
         assert [sampled.token_ids for sampled in await asyncio.gather(*tasks)] == [[i] for i in range(10)]
@@ -227,6 +228,78 @@ def test_without_any_engine_all_who_wait_are_told_why() -> None:
     with_pool(act, 2, 2, grace_s=0.0, max_attempts=100)
 
 
+def test_an_engine_that_has_ended_is_not_waited_for() -> None:
+    """Half an hour of grace would be for engines that come back."""
+
+    async def act(pool: EnginePool, engine: MemoryEngine) -> None:
+        engine.gate.clear()
+        tasks = [asyncio.ensure_future(pool.generate(i, order(i))) for i in range(3)]
+        await settle()
+        engine.errors.append(EngineEndedError("memory ran out"))
+        tasks += [asyncio.ensure_future(pool.generate(i, order(i))) for i in range(3, 6)]
+        async with asyncio.timeout(60):
+            with pytest.raises(PolicyError, match=r"cannot come back\. engine 0: memory ran out"):
+                await tasks[3]
+            for rest in tasks[4:]:
+                with pytest.raises(PolicyError, match="cannot come back"):
+                    await rest
+            with pytest.raises(PolicyError, match="cannot come back"):
+                await pool.load_weights(Path("v1"), 1)
+        await until(lambda: not pool._probes)
+        for rest in tasks[:3]:
+            rest.cancel()
+
+    with_pool(act, 4, grace_s=1800.0)
+
+
+def test_an_engine_that_ends_while_it_is_out_is_not_waited_for() -> None:
+    """First a turn takes too long, then the engine turns out to be dead."""
+
+    async def act(pool: EnginePool, engine: MemoryEngine) -> None:
+        await pool.load_weights(Path("v1"), 1)
+        engine.errors.append(EngineLostError("took too long"))
+        engine.load_errors.append(EngineEndedError("memory ran out"))
+        async with asyncio.timeout(60):
+            with pytest.raises(PolicyError, match=r"cannot come back\. engine 0: memory ran out"):
+                await pool.generate(0, order(0))
+        await until(lambda: not pool._probes)
+
+    with_pool(act, 4, grace_s=1800.0)
+
+
+def test_an_engine_that_has_ended_is_done_without() -> None:
+    async def act(pool: EnginePool, first: MemoryEngine, second: MemoryEngine) -> None:
+        first.errors.append(EngineEndedError("memory ran out"))
+        await asyncio.gather(*(pool.generate(i, order(i)) for i in range(6)))
+        await settle()
+        second.errors.append(EngineLostError("hiccup"))  # which may come back
+        assert (await pool.generate(7, order(7))).token_ids == [7]
+
+    with_pool(act, 4, 4)
+
+
+@pytest.mark.parametrize("method", ["is_healthy", "load_weights"])
+def test_whatever_goes_wrong_an_engine_is_asked_again(method: str) -> None:
+    async def act(pool: EnginePool, first: MemoryEngine, second: MemoryEngine) -> None:
+        await pool.load_weights(Path("v1"), 1)
+        first.errors.append(EngineLostError("hiccup"))
+        asked = []
+        usual = getattr(first, method)
+
+        async def odd(*arguments: Any) -> Any:
+            asked.append(pool._seats[0].last_error)
+            if len(asked) < 3:
+                raise OSError("stale file handle")
+            return await usual(*arguments)
+
+        setattr(first, method, odd)
+        await pool.generate(0, order(0))
+        await until(lambda: not pool._seats[0].is_out)
+        assert asked == ["hiccup", "OSError stale file handle", "OSError stale file handle"]
+
+    with_pool(act, 4, 4)
+
+
 def test_turns_wait_for_an_engine_that_comes_back_in_time() -> None:
     async def act(pool: EnginePool, engine: MemoryEngine) -> None:
         engine.is_alive = False
@@ -267,6 +340,32 @@ def test_weights_that_no_engine_takes_are_an_error() -> None:
         assert first.loads[-1] == second.loads[-1] == (Path("v1"), 1)  # both have been given the old ones again
 
     with_pool(act, 4, 4)
+
+
+@pytest.mark.parametrize("is_cancelled", [False, True])
+def test_weights_that_were_given_up_are_not_loaded_later(is_cancelled: bool) -> None:
+    """Their file is gone when the engine comes back; the one before is still there."""
+
+    async def act(pool: EnginePool, engine: MemoryEngine) -> None:
+        await pool.load_weights(Path("v1"), 1)
+        engine.is_alive = False
+        with pytest.raises(PolicyError):
+            await pool.generate(0, order(0))
+        if is_cancelled:
+            pool._is_given_up = False  # or else it would not wait
+            load = asyncio.ensure_future(pool.load_weights(Path("v2"), 2))
+            await settle()
+            load.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await load
+        else:
+            with pytest.raises(PolicyError, match="none has come back"):
+                await pool.load_weights(Path("v2"), 2)
+        engine.is_alive = True
+        await until(lambda: not pool._seats[0].is_out)
+        assert engine.loads == [(Path("v1"), 1)] * 2
+
+    with_pool(act, 4, grace_s=0.0)
 
 
 def test_weights_wait_for_an_engine_if_there_is_none() -> None:

@@ -3,13 +3,12 @@
 import asyncio
 import socket
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from vllm_server import Serve, logprobs_after, serving
+from vllm_server import ORDER, Serve, logprobs_after, serving, using
 
 from agentrl.errors import ConfigError, InfrastructureError, PolicyError
 from agentrl.policies.core import Sampling
@@ -17,9 +16,6 @@ from agentrl.policies.vllm.connection import Deadlines, ServerFaultError
 from agentrl.policies.vllm.engine import BrokenModelError, EngineLostError, Order
 from agentrl.policies.vllm.server import ServerEngine, open_servers
 
-ORDER = Order(
-    token_ids=[1, 5, 9], max_tokens=40, stop=(), stop_token_ids=(2,), seed=5, sampling=Sampling(), num_top=4, version=0
-)
 SOON = Deadlines(connect_s=5.0, turn_s=0.2, per_token_s=0.001, control_s=0.3)
 
 
@@ -27,26 +23,6 @@ SOON = Deadlines(connect_s=5.0, turn_s=0.2, per_token_s=0.001, control_s=0.3)
 def serve(byte_tokenizer: Any) -> Iterator[Serve]:
     with serving(byte_tokenizer) as start:
         yield start
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> Path:
-    path = tmp_path / "v1.safetensors"
-    path.touch()
-    return path
-
-
-def using(url: str, act: Callable[[ServerEngine], Awaitable[Any]], deadlines: Deadlines | None = None) -> Any:
-    """Runs something with an engine in a loop of its own."""
-
-    async def run() -> Any:
-        engine = ServerEngine(url, deadlines=deadlines)
-        try:
-            return await act(engine)
-        finally:
-            await engine.close()
-
-    return asyncio.run(run())
 
 
 def turn(url: str, order: Order = ORDER, deadlines: Deadlines | None = None) -> Any:
@@ -224,6 +200,39 @@ def test_good_servers_are_opened(serve: Serve) -> None:
     assert asyncio.run(opened(serve().url, serve().url)) == [True, True]
 
 
+def test_servers_say_how_much_they_do_at_a_time(serve: Serve) -> None:
+    urls = [serve(max_num_seqs=64).url, serve(max_num_seqs=256).url]
+
+    async def sizes() -> list[int]:
+        engines = await open_servers(urls, context_length=2048, num_top=20)
+        for engine in engines:
+            await engine.close()
+        return [engine.max_in_flight for engine in engines]
+
+    assert asyncio.run(sizes()) == [64, 256]
+
+
+def test_a_proxy_is_not_asked(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing listens at port 9; whoever goes there does not reach the server."""
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    server = serve()
+    assert asyncio.run(opened(server.url)) == [True]
+
+    async def with_fresh_connection(engine: ServerEngine) -> Any:
+        return await engine._connection._fresh_client.get("/health")
+
+    assert using(server.url, with_fresh_connection).is_success
+
+
+def test_a_server_that_is_named_twice(serve: Serve) -> None:
+    url = serve().url
+    with pytest.raises(ConfigError, match="twice"):
+        asyncio.run(opened(url, f"{url}/"))
+
+
 @pytest.mark.parametrize(
     ("attributes", "message"),
     [
@@ -246,162 +255,3 @@ def test_no_server_at_that_address(serve: Serve) -> None:
         asyncio.run(opened(server.url))
     with pytest.raises(ConfigError, match="http://host:port"):
         asyncio.run(opened("localhost:8000"))
-
-
-# Weights -------------------------------------------------------------------------------------------------------------
-
-
-def test_new_weights_sample_the_next_turn(serve: Serve, weights: Path) -> None:
-    server = serve()
-
-    async def exchange(engine: ServerEngine) -> Any:
-        await engine.load_weights(weights, 3)
-        return await engine.generate(replace(ORDER, version=3))
-
-    sampled = using(server.url, exchange)
-    assert sampled.versions == (3, 3)
-    exact = logprobs_after(9, "3", 1.0, 0, server.vocab_size)
-    assert sampled.logprobs[0] == pytest.approx(exact[sampled.token_ids[0]])
-    assert server.calls[:7] == [
-        "/pause",
-        "/start_weight_update",
-        "/update_weights",
-        "/finish_weight_update",
-        "/reset_prefix_cache",
-        "/weight_info",
-        "/resume",
-    ]
-
-
-def test_a_cache_that_is_not_reset_is_an_error_and_the_server_goes_on(serve: Serve, weights: Path) -> None:
-    server = serve(reset_works=False)
-    with pytest.raises(PolicyError, match="did not drop"):
-        using(server.url, lambda engine: engine.load_weights(weights, 1))
-    assert not server.paused.is_set()
-
-
-def test_refused_weights_are_an_error_and_the_server_goes_on(serve: Serve, weights: Path) -> None:
-    server = serve(update_error="shape mismatch")
-    with pytest.raises(PolicyError, match=r"did not take the weights .*shape mismatch"):
-        using(server.url, lambda engine: engine.load_weights(weights, 1))
-    assert not server.paused.is_set()
-
-
-def test_a_server_that_dies_under_an_exchange_is_lost(serve: Serve, weights: Path) -> None:
-    server = serve()
-    server.die()
-    with pytest.raises(EngineLostError):
-        using(server.url, lambda engine: engine.load_weights(weights, 1))
-
-
-def test_an_exchange_that_was_cut_short_does_not_block_the_next(serve: Serve, weights: Path) -> None:
-    server = serve(loading=True)
-    using(server.url, lambda engine: engine.load_weights(weights, 1))
-    assert server.weights == "1"
-
-
-def test_a_server_that_was_started_again_is_noticed(serve: Serve, weights: Path) -> None:
-    """It has the weights it was started with and would sample with them."""
-    server = serve()
-
-    async def restart(engine: ServerEngine) -> None:
-        await engine.load_weights(weights, 1)
-        server.weights = "default"
-        with pytest.raises(EngineLostError, match="'default' after version 1"):
-            await engine.generate(replace(ORDER, version=1))
-        await engine.load_weights(weights, 1)
-        assert (await engine.generate(replace(ORDER, version=1))).versions == (1, 1)
-
-    using(server.url, restart)
-
-
-def test_weights_of_another_run_are_noticed(serve: Serve) -> None:
-    server = serve(weights="57")
-    with pytest.raises(PolicyError, match="another run"):
-        turn(server.url)
-
-
-def test_a_turn_across_an_update_has_both_versions(serve: Serve, weights: Path) -> None:
-    server = serve()
-    plain = server.turn
-
-    def mixed(body: dict[str, Any], name: str) -> dict[str, Any]:
-        answer = plain(body, name)
-        spans = [{"version": "1", "start": 0, "end": 2}, {"version": "2", "start": 2, "end": 10}]
-        answer["choices"][0]["weight_versions"] = spans
-        return answer
-
-    server.turn = mixed  # type: ignore[method-assign]
-
-    async def exchange(engine: ServerEngine) -> Any:
-        await engine.load_weights(weights, 1)
-        return await engine.generate(replace(ORDER, version=1))
-
-    assert using(server.url, exchange).versions == (1, 2)
-
-
-def test_sleeping(serve: Serve, weights: Path) -> None:
-    """Weights are only dropped when whole ones can be loaded afterwards."""
-    server = serve()
-
-    async def sleep(engine: ServerEngine) -> list[str | None]:
-        levels = []
-        for _ in range(2):
-            await engine.sleep()
-            levels.append(server.asleep)
-            await engine.wake()
-            await engine.load_weights(weights, 1)
-        return levels
-
-    assert using(server.url, sleep) == ["1", "2"]
-    assert server.asleep is None
-
-
-# Adapters ------------------------------------------------------------------------------------------------------------
-
-
-def test_adapters_have_a_name_per_version(serve: Serve, tmp_path: Path) -> None:
-    server = serve()
-
-    async def exchange(engine: ServerEngine) -> list[Any]:
-        turns = []
-        for version in (1, 2):
-            await engine.load_weights(tmp_path, version)
-            turns.append(await engine.generate(replace(ORDER, version=version)))
-        return turns
-
-    assert [sampled.versions for sampled in using(server.url, exchange)] == [(1, 1), (2, 2)]
-    assert [body["model"] for body in server.bodies] == ["policy-v1", "policy-v2"]
-    assert list(server.adapters) == ["policy-v2"]
-
-
-def test_an_adapter_stays_while_a_turn_uses_it(serve: Serve, tmp_path: Path) -> None:
-    hang = threading.Event()
-    server = serve(hang=hang)
-
-    async def exchange(engine: ServerEngine) -> Any:
-        await engine.load_weights(tmp_path, 1)
-        task = asyncio.ensure_future(engine.generate(replace(ORDER, version=1)))
-        await asyncio.to_thread(server.arrived.wait, 10)
-        await engine.load_weights(tmp_path, 2)
-        names = list(server.adapters)
-        hang.set()
-        old = await task
-        await engine.load_weights(tmp_path, 3)
-        return old.versions, names, list(server.adapters)
-
-    assert using(server.url, exchange) == ((1, 1), ["policy-v1", "policy-v2"], ["policy-v3"])
-
-
-def test_a_server_without_its_adapter_is_lost_and_gets_it_again(serve: Serve, tmp_path: Path) -> None:
-    server = serve()
-
-    async def exchange(engine: ServerEngine) -> Any:
-        await engine.load_weights(tmp_path, 1)
-        server.adapters.clear()
-        with pytest.raises(EngineLostError, match="lost the adapter of version 1"):
-            await engine.generate(replace(ORDER, version=1))
-        await engine.load_weights(tmp_path, 1)
-        return await engine.generate(replace(ORDER, version=1))
-
-    assert using(server.url, exchange).versions == (1, 1)

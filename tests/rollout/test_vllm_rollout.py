@@ -46,9 +46,7 @@ def open_policy(byte_tokenizer: Any, chat: Any, tmp_path: Path) -> Iterator[Open
     def open_it(*servers: FakeVllm, **options: Any) -> VllmPolicy:
         urls = [server.url for server in servers]
         policy = VllmPolicy(
-            lambda: open_servers(
-                urls, context_length=2048, num_top=20, deadlines=Deadlines(turn_s=60)
-            ),
+            lambda: open_servers(urls, context_length=2048, num_top=20, deadlines=Deadlines(turn_s=60)),
             tokenizer=byte_tokenizer,
             end_of_turn_ids=chat.end_ids,
             vocab_size=len(byte_tokenizer),

@@ -33,10 +33,10 @@ def test_every_adapter_is_the_trainers_and_older_ones_go(live: LiveEngine, loade
     prompt = (questions(loaded, 1)[0] * 6)[:134]
     [base] = live.sample(make_order(prompt))
     assert largest_gap(model, prompt, base) < CLOSE  # an adapter begins as no change at all
+    numbers: list[int] = []
     for step in range(4):
         perturb(model, seed=step)
-        with WeightFiles(model) as files:
-            path = files.write(live.version + 1)
+        with WeightFiles(model) as files, files.write(live.version + 1) as path:
             assert sorted(file.name for file in path.iterdir() if "README" not in file.name) == [
                 "adapter_config.json",
                 "adapter_model.safetensors",
@@ -47,7 +47,9 @@ def test_every_adapter_is_the_trainers_and_older_ones_go(live: LiveEngine, loade
         assert largest_gap(model, prompt, turn) < CLOSE
         assert turn.versions == (version, version)
         assert turn.num_cached == 128
-        assert set(live.run(live.vllm.list_loras())) == {version + 1}
+        [number] = live.run(live.vllm.list_loras())
+        assert number not in numbers
+        numbers.append(number)
     assert largest_gap(model, prompt, base) > 0.1
 
 
@@ -71,6 +73,6 @@ def test_whole_weights_are_refused(live: LiveEngine, tmp_path: Path) -> None:
 
 def test_an_adapter_of_too_large_a_rank_is_refused(live: LiveEngine, loaded: LoadedModel) -> None:
     large = add_lora(loaded.model, rank=16, alpha=16, targets="all-linear")
-    with WeightFiles(large) as files, pytest.raises(PolicyError, match="rank"):
-        live.run(live.engine.load_weights(files.write(1000), 1000))
+    with WeightFiles(large) as files, pytest.raises(PolicyError, match="rank"), files.write(1000) as path:
+        live.run(live.engine.load_weights(path, 1000))
     assert live.sample(make_order([5, 6, 7]))[0].token_ids

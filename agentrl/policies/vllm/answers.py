@@ -10,13 +10,13 @@ from agentrl.policies.vllm.orders import sampled_turn
 _SHOWN = 200
 
 
-def read_answer(answer: Any, order: Order, versions: Sequence[str] | None = None) -> Sampled:
+def read_answer(answer: Any, order: Order, versions: Sequence[str] = ()) -> Sampled:
     """The turn in an answer.
 
     Args:
         answer: Decoded.
         order: What was asked for.
-        versions: Names of the weights that sampled the turn, where they are known otherwise.
+        versions: Of the weights that sampled the turn, oldest first (see `sampled_turn`).
 
     Raises:
         EngineLostError: The request was broken off.
@@ -31,7 +31,7 @@ def read_answer(answer: Any, order: Order, versions: Sequence[str] | None = None
             "tables": [_table(entry) for entry in (choice["logprobs"] or {}).get("content") or ()],
             "finish_reason": choice["finish_reason"],
             "stop_reason": choice.get("stop_reason"),
-            "versions": weight_names(answer) if versions is None else versions,
+            "versions": versions,
             "num_cached": int(details.get("cached_tokens") or 0),
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:

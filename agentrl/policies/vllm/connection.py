@@ -11,6 +11,7 @@ import httpx
 from agentrl.errors import ConfigError, InfrastructureError, PolicyError
 from agentrl.json_service import checked_url
 from agentrl.policies.vllm.engine import EngineLostError
+from agentrl.policies.vllm.patience import Patience
 
 SERVE = "Start it with: agentrl serve-policy MODEL"
 """The remedy for a server that lacks something."""
@@ -30,7 +31,7 @@ class NotFoundError(PolicyError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
-    """How long a server is waited for, in seconds.
+    """How long a server is waited for, in seconds, since it was asked or last answered anything.
 
     Raises:
         ConfigError: A time that is not positive and finite.
@@ -41,7 +42,7 @@ class Deadlines:
 
     connect_s: float = 10.0
     turn_s: float = 60.0
-    """For a turn of any length: waiting in the server's queue, the prompt, a weight update in between."""
+    """For a turn of any length: the prompt, a weight update in between."""
     per_token_s: float = 0.5
     """Besides, for each token that the turn may have."""
     control_s: float = 300.0
@@ -63,19 +64,23 @@ class Connection:
     Args:
         url: Without a path.
         deadlines: Of them, the time for a connection.
-        max_idle: Connections that are kept open.
 
     Raises:
         ConfigError: The URL cannot be used.
     """
 
-    def __init__(self, url: str, deadlines: Deadlines, max_idle: int) -> None:
+    def __init__(self, url: str, deadlines: Deadlines) -> None:
         self.url = checked_url(url, "vLLM server").rstrip("/")
-        timeout = httpx.Timeout(None, connect=deadlines.connect_s)  # the deadline of a request bounds the rest
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=max_idle)
-        self._client = httpx.AsyncClient(base_url=self.url, timeout=timeout, limits=limits)
-        unkept = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        self._fresh_client = httpx.AsyncClient(base_url=self.url, timeout=timeout, limits=unkept)
+        self._patience = Patience()
+        self._client, self._fresh_client = [
+            httpx.AsyncClient(
+                base_url=self.url,
+                timeout=httpx.Timeout(None, connect=deadlines.connect_s),  # the deadline of a request bounds the rest
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=max_idle),
+                trust_env=False,  # a proxy is for other addresses than those that were named
+            )
+            for max_idle in (None, 0)
+        ]
 
     async def ask(
         self,
@@ -92,7 +97,8 @@ class Connection:
             method: "GET" or "POST".
             path: Of the URL.
             body: Sent as JSON.
-            within_s: The deadline. A server that says it has too much to do is asked again until then.
+            within_s: The deadline, counted anew whenever the server answers another request (see `Patience`). A server
+                that says it has too much to do is asked again until then.
             parameters: Of the URL.
 
         Raises:
@@ -102,7 +108,7 @@ class Connection:
         """
         pause_s = _FIRST_PAUSE_S
         try:
-            async with asyncio.timeout(within_s):
+            async with self._patience.wait(within_s):
                 while True:
                     response = await self._send(method, path, body, parameters or {})
                     if response.status_code != _OVERLOADED:

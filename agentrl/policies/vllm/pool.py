@@ -7,7 +7,7 @@ from pathlib import Path
 from agentrl.errors import AgentRLError, ConfigError, InfrastructureError, PolicyError
 from agentrl.policies.core import SequenceId
 from agentrl.policies.vllm.counters import Counters
-from agentrl.policies.vllm.engine import Engine, EngineLostError, Order, Sampled
+from agentrl.policies.vllm.engine import Engine, EngineEndedError, EngineLostError, Order, Sampled
 from agentrl.policies.vllm.seats import Seat, Seating
 
 
@@ -91,14 +91,17 @@ class EnginePool:
             version: See there.
 
         Raises:
-            PolicyError: No engine has got them.
+            PolicyError: No engine has got them. One that comes back gets those before.
         """
         before, self._weights = self._weights, (path, version)
-        while all(seat.is_out for seat in self._seats):
-            self._seating.leave(await self._take(None))  # when one has come back
-        if not await self._with_all(lambda engine: engine.load_weights(path, version)):
+        try:
+            while all(seat.is_out for seat in self._seats):
+                self._seating.leave(await self._take(None))  # when one has come back
+            if not await self._with_all(lambda engine: engine.load_weights(path, version)):
+                raise PolicyError(f"No vLLM engine took the weights of version {version}. {self._errors()}")
+        except BaseException:
             self._weights = before
-            raise PolicyError(f"No vLLM engine took the weights of version {version}. {self._errors()}")
+            raise
 
     async def sleep(self) -> None:
         """Gives the devices' memory back.
@@ -165,20 +168,24 @@ class EnginePool:
             self.counters.change(-1)
 
     def _take_out(self, seat: Seat, error: Exception) -> None:
-        if seat.is_out:
-            return
-        seat.last_error = str(error)
-        seat.is_out = True
-        self.counters.lost_engines += 1
-        probe = asyncio.ensure_future(self._bring_back(seat))
-        self._probes.add(probe)
-        probe.add_done_callback(self._probes.discard)
-        if self._timer is None and all(other.is_out for other in self._seats):
+        if not seat.is_out:
+            seat.last_error = str(error)
+            seat.is_out = True
+            self.counters.lost_engines += 1
+            probe = asyncio.ensure_future(self._bring_back(seat))
+            self._probes.add(probe)
+            probe.add_done_callback(self._probes.discard)
+        if isinstance(error, EngineEndedError):
+            seat.last_error = str(error)
+            seat.has_ended = True
+        if all(other.has_ended for other in self._seats):
+            self._give_up()
+        elif self._timer is None and not self._is_given_up and all(other.is_out for other in self._seats):
             self._timer = asyncio.get_running_loop().call_later(self._grace_s, self._give_up)
 
     async def _bring_back(self, seat: Seat) -> None:
         """Asks again and again, and lets the engine in when it is healthy and has the current weights."""
-        while True:
+        while not seat.has_ended:
             await asyncio.sleep(self._probe_s)
             await self._awake.wait()
             weights = self._weights
@@ -187,11 +194,15 @@ class EnginePool:
                     continue
                 if weights is not None:
                     await seat.engine.load_weights(*weights)
-            except AgentRLError as error:
-                seat.last_error = str(error)
+            except Exception as error:  # of any kind: nobody else would hear of it, nor ask the engine again
+                seat.last_error = str(error) if isinstance(error, AgentRLError) else f"{type(error).__name__} {error}"
+                self._take_out(seat, error)
                 continue
             if weights is self._weights and self._awake.is_set():
-                break
+                self._let_in(seat)
+                return
+
+    def _let_in(self, seat: Seat) -> None:
         seat.is_out = False
         self._is_given_up = False
         if self._timer is not None:
@@ -200,11 +211,15 @@ class EnginePool:
         self._seating.admit()
 
     def _give_up(self) -> None:
-        self._timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._is_given_up = True
         self._seating.give_up(self._nobody())
 
     def _nobody(self) -> PolicyError:
+        if all(seat.has_ended for seat in self._seats):
+            return PolicyError(f"The vLLM engine has ended and cannot come back. {self._errors()}")
         return PolicyError(f"No vLLM engine answers, and none has come back in {self._grace_s:g} s. {self._errors()}")
 
     def _errors(self) -> str:

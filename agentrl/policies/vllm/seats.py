@@ -17,6 +17,8 @@ class Seat:
     engine: Engine
     is_out: bool = False
     """Whether it gets no requests: it was lost, or its weights are not the current ones."""
+    has_ended: bool = False
+    """Whether it will never come back."""
     num_taken: int = 0
     calls: set[asyncio.Future[Any]] = field(default_factory=set)
     """Requests under way there."""
@@ -32,7 +34,7 @@ class Seating:
     """Gives places to requests, first come first served.
 
     A sequence goes to the engine it was at before, or its parent, which has its tokens in the prefix cache, as long as
-    there is room; otherwise to the one with most room.
+    there is room; otherwise to the one that has most room for what it can do.
 
     Args:
         engines: At least one.
@@ -100,8 +102,8 @@ class Seating:
         home = self._home(sequence)
         if home is not None and home.room > 0:
             return home
-        best = max(self.seats, key=lambda seat: seat.room)
-        return best if best.room > 0 else None
+        free = [seat for seat in self.seats if seat.room > 0]
+        return max(free, key=lambda seat: (seat.room / seat.engine.max_in_flight, seat.room), default=None)
 
     def _home(self, sequence: SequenceId | None) -> Seat | None:
         while sequence is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from agentrl.errors import InfrastructureError, PolicyError
+from agentrl.errors import ConfigError, InfrastructureError, PolicyError
 from agentrl.policies.core import Sampling
 from agentrl.policies.vllm.answers import read_answer, weight_names
 from agentrl.policies.vllm.connection import SERVE, Connection, Deadlines, NotFoundError, ServerFaultError
@@ -25,25 +25,23 @@ class ServerEngine:
 
     Args:
         url: Such as http://127.0.0.1:8000.
-        max_in_flight: Requests at a time; the server's own bound must not be below.
         deadlines: How long it is waited for.
 
     Raises:
         ConfigError: The URL cannot be used.
     """
 
-    def __init__(self, url: str, *, max_in_flight: int = 64, deadlines: Deadlines | None = None) -> None:
+    def __init__(self, url: str, *, deadlines: Deadlines | None = None) -> None:
         self._deadlines = deadlines or Deadlines()
-        self._connection = Connection(url, self._deadlines, max_idle=max_in_flight)
+        self._connection = Connection(url, self._deadlines)
         self._weights = ServerWeights(self._connection, self._deadlines.control_s)
         self._exchange = asyncio.Lock()
-        self._loaded: int | None = None
-        """Version of the weights that this object has loaded, if any."""
         self.name = self._connection.url
-        self.max_in_flight = max_in_flight
+        self.max_in_flight = 1
+        """What the server computes at a time, once `check` has asked it."""
 
     async def check(self, *, context_length: int, num_top: int) -> None:
-        """Finds out whether the server can be trained with.
+        """Finds out whether the server can be trained with, and how many requests it computes at a time.
 
         Two tokens are sampled, at two temperatures, which shows whether their log-probabilities are those of the
         distribution that is sampled from.
@@ -58,9 +56,11 @@ class ServerEngine:
         """
         try:
             models = [model for model in field_of(await self._get("/v1/models"), "data") if not model.get("parent")]
-            self._weights.base = self._weights.model = str(models[0]["id"])
+            self._weights.base = str(models[0]["id"])
             longest = models[0].get("max_model_len") or context_length
             field_of(await self._get("/weight_info"), "weight_version")
+            config = field_of(await self._get("/server_info", config_format="json"), "vllm_config")
+            self.max_in_flight = int(config["scheduler_config"]["max_num_seqs"])
             warm, cool = [await self._spread(temperature, max(2, num_top)) for temperature in (1.0, 0.5)]
         except EngineLostError:
             raise
@@ -86,20 +86,18 @@ class ServerEngine:
             EngineLostError: The server is gone, silent for too long, or lost the weights that it was given.
             InfrastructureError: It refuses this request.
             BrokenModelError: It sampled from NaN.
-            PolicyError: It does not offer what it takes.
+            PolicyError: It does not offer what it takes, or has weights of another run.
         """
-        adapter, loaded = self._weights.adapter_version, self._loaded
-        with self._weights.in_use() as model:
+        with self._weights.in_use() as used:
             try:
-                answer = await self._ask_for_turn(order, model)
+                answer = await self._ask_for_turn(order, used.model)
             except NotFoundError as error:
-                if adapter is None:
+                if not used.is_adapter:
                     raise
-                raise EngineLostError(f"{self.name} has lost the adapter of version {adapter}: {error}") from error
-        if adapter is None:
-            self._check_versions(weight_names(answer), order, loaded)
+                raise await self._weights.why_gone(used) from error
+        versions = self._weights.versions(weight_names(answer), used, order.version)
         try:
-            return read_answer(answer, order, None if adapter is None else [str(adapter)])
+            return read_answer(answer, order, versions)
         except (InfrastructureError, BrokenModelError) as error:
             raise type(error)(f"{self.name}: {error}") from error
 
@@ -113,7 +111,7 @@ class ServerEngine:
 
         Raises:
             EngineLostError: The server is gone, or silent for too long.
-            PolicyError: It refuses the weights, or does not forget the old ones.
+            PolicyError: It refuses the weights, does not forget the old ones, or has those of another run.
         """
         async with self._exchange:
             is_adapter = await asyncio.to_thread(path.is_dir)
@@ -129,7 +127,6 @@ class ServerEngine:
                     f"The vLLM server {self.name} did not take the weights in {path}: {error} It must be able to read "
                     "that path, and serve the model that is trained."
                 ) from error
-            self._loaded = version
 
     async def sleep(self) -> None:
         """Gives the device's memory back; weights only if whole ones were loaded, since adapters need what is below.
@@ -138,7 +135,8 @@ class ServerEngine:
             EngineLostError: The server is gone.
             PolicyError: It cannot sleep.
         """
-        whole = self._loaded is not None and self._weights.adapter_version is None
+        current = self._weights.current
+        whole = current.version is not None and not current.is_adapter
         await self._post("/sleep", level="2" if whole else "1")
 
     async def wake(self) -> None:
@@ -155,31 +153,13 @@ class ServerEngine:
         return await self._connection.is_healthy(_HEALTH_S)
 
     async def close(self) -> None:
-        """Closes the connections; the server goes on."""
+        """Takes this object's adapters away and closes the connections; the server goes on."""
+        with contextlib.suppress(TimeoutError, InfrastructureError, PolicyError):
+            async with asyncio.timeout(_CLOSE_S):
+                await self._weights.unload()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_CLOSE_S):
                 await self._connection.close()
-
-    def _check_versions(self, names: Sequence[str], order: Order, loaded: int | None) -> None:
-        """A server that was started again has the weights that it was started with, under the name "default".
-
-        Args:
-            names: Of the weights that sampled.
-            order: What was asked for.
-            loaded: Version that had been loaded when it was asked for, if any.
-        """
-        last = names[-1] if names else ""
-        if loaded is None:
-            if self._loaded is None and last.isdecimal() and int(last) != order.version:
-                raise PolicyError(
-                    f"The vLLM server {self.name} has weights of another run (version {last}). Load those of this one "
-                    "before the first request, or start the server again."
-                )
-        elif not last.isdecimal() or int(last) < order.version:
-            raise EngineLostError(
-                f"The vLLM server {self.name} sampled with weights {last!r} after version {loaded} was loaded: it "
-                "was started again, or another run uses it."
-            )
 
     async def _spread(self, temperature: float, num_top: int) -> float:
         """How far apart the most and the least probable reported tokens are that may follow some token."""
@@ -193,7 +173,7 @@ class ServerEngine:
             num_top=num_top,
             version=0,
         )
-        (top,) = read_answer(await self._ask_for_turn(order, self._weights.model), order).top
+        (top,) = read_answer(await self._ask_for_turn(order, self._weights.base), order).top
         return top[0] - top[-1]
 
     async def _ask_for_turn(self, order: Order, model: str) -> Any:
@@ -209,8 +189,8 @@ class ServerEngine:
     async def _post(self, path: str, **parameters: str) -> Any:
         return await self._connection.ask("POST", path, within_s=self._deadlines.control_s, parameters=parameters)
 
-    async def _get(self, path: str) -> Any:
-        return await self._connection.ask("GET", path, within_s=self._deadlines.control_s)
+    async def _get(self, path: str, **parameters: str) -> Any:
+        return await self._connection.ask("GET", path, within_s=self._deadlines.control_s, parameters=parameters)
 
 
 async def open_servers(
@@ -218,7 +198,6 @@ async def open_servers(
     *,
     context_length: int,
     num_top: int,
-    max_in_flight: int = 64,
     deadlines: Deadlines | None = None,
 ) -> list[ServerEngine]:
     """Engines for servers that are running, each of them checked.
@@ -227,15 +206,17 @@ async def open_servers(
         urls: One for each server.
         context_length: Longest sequence to come.
         num_top: Log-probabilities per token to come.
-        max_in_flight: Requests at a time and server.
         deadlines: How long a server is waited for.
 
     Raises:
         EngineLostError: A server does not answer.
-        ConfigError: A URL cannot be used.
+        ConfigError: A URL cannot be used, or is there twice.
         PolicyError: A server lacks something.
     """
-    engines = [ServerEngine(url, max_in_flight=max_in_flight, deadlines=deadlines) for url in urls]
+    engines = [ServerEngine(url, deadlines=deadlines) for url in urls]
+    names = [engine.name for engine in engines]
+    if len(set(names)) < len(names):
+        raise ConfigError(f"A server is named twice in policy.servers: {', '.join(names)}. Name each one once.")
     try:
         await asyncio.gather(*(engine.check(context_length=context_length, num_top=num_top) for engine in engines))
     except BaseException:

@@ -2,19 +2,40 @@
 
 import asyncio
 import contextlib
+import itertools
+import secrets
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from agentrl.errors import InfrastructureError, PolicyError
 from agentrl.policies.vllm.connection import Connection, NotFoundError, ServerFaultError
+from agentrl.policies.vllm.engine import EngineLostError
 
+_PREFIX = "agentrl-"
+"""Of everything that any run loads."""
+_STARTED_WITH = "default"
+"""vLLM's name for the weights that a server was started with."""
 _RESUME_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a server samples with."""
+
+    model: str
+    """What requests call it."""
+    version: int | None = None
+    """None: nothing has been loaded."""
+    is_adapter: bool = False
 
 
 class ServerWeights:
     """What a server samples with, and which requests use it. Exchanges must not overlap.
+
+    Everything that is loaded gets a name that no other object gives, so that what another run loads is told apart.
 
     Args:
         connection: To the server.
@@ -22,28 +43,73 @@ class ServerWeights:
     """
 
     def __init__(self, connection: Connection, control_s: float) -> None:
-        self.base = self.model = "policy"
-        """The names that requests give to the model without an adapter, and to what is to be used now."""
+        self.base = "policy"
+        """What requests call the model without an adapter."""
+        self._loaded: Loaded | None = None
+        self._run = f"{_PREFIX}{secrets.token_hex(6)}-"
+        self._loads = itertools.count()
         self._connection = connection
         self._control_s = control_s
-        self._adapters: dict[str, int] = {}
-        """Versions of those on the server."""
         self._users: Counter[str] = Counter()
 
     @property
-    def adapter_version(self) -> int | None:
-        """Of the adapter that is to be used now, if any."""
-        return self._adapters.get(self.model)
+    def current(self) -> Loaded:
+        """What is to be used now."""
+        return self._loaded or Loaded(self.base)
 
     @contextlib.contextmanager
-    def in_use(self) -> Iterator[str]:
-        """The name to give; an adapter stays on the server while it is used."""
-        model = self.model
-        self._users[model] += 1
+    def in_use(self) -> Iterator[Loaded]:
+        """What to use now; an adapter stays on the server while it is used."""
+        current = self.current
+        self._users[current.model] += 1
         try:
-            yield model
+            yield current
         finally:
-            self._users[model] -= 1
+            self._users[current.model] -= 1
+
+    def versions(self, names: Sequence[str], used: Loaded, wanted: int) -> list[str]:
+        """Versions of the weights that sampled a turn, oldest first.
+
+        Args:
+            names: Of those weights, in vLLM's answer. With an adapter they are those below it.
+            used: What was to be used when the turn was asked for.
+            wanted: The oldest version that will do.
+
+        Returns:
+            Numbers, or vLLM's own name for the weights that the server was started with.
+
+        Raises:
+            EngineLostError: The server was started again, and has lost what it was given.
+            PolicyError: Another run has exchanged the weights.
+        """
+        for name in names:
+            if name != _STARTED_WITH and not name.startswith(self._run):
+                raise self._not_ours(name)
+        if used.is_adapter:
+            return [str(used.version)]
+        versions = [name.removeprefix(self._run) for name in names]
+        last = versions[-1] if versions else _STARTED_WITH
+        if used.version is not None and (last == _STARTED_WITH or int(last) < wanted):
+            raise EngineLostError(
+                f"The vLLM server {self._connection.url} sampled with weights {last!r} after version {used.version} "
+                "was loaded: it was started again."
+            )
+        return versions
+
+    async def why_gone(self, used: Loaded) -> Exception:
+        """What to make of it that the server does not know an adapter.
+
+        Raises:
+            EngineLostError: The server is gone.
+            InfrastructureError: It does not say what it has.
+        """
+        for adapter in await self._adapters():
+            if not adapter.startswith(self._run):
+                return self._not_ours(adapter)
+        return EngineLostError(
+            f"The vLLM server {self._connection.url} has lost the adapter of version {used.version}: it was started "
+            "again."
+        )
 
     async def load_file(self, path: Path, version: int) -> None:
         """Pauses, loads, forgets, makes sure of it, and goes on whatever happened.
@@ -53,49 +119,73 @@ class ServerWeights:
         Raises:
             EngineLostError: The server is gone, or failed.
             InfrastructureError: It says no.
-            PolicyError: It does not offer this, or did not forget what it computed with the old weights.
+            PolicyError: It does not offer this, did not forget what it computed with the old weights, or another run
+                uses it.
         """
+        name = f"{self._run}{version}"
         try:
             await self._post("/pause", mode="keep", clear_cache="true")
             await self._start_update()
             await self._post("/update_weights", {"update_info": {"path": str(path.absolute()), "version": version}})
-            await self._post("/finish_weight_update", {"weight_version": str(version)})
+            await self._post("/finish_weight_update", {"weight_version": name})
             await self._reset()
             found = field_of(await self._get("/weight_info"), "weight_version")
-            if found != str(version):
-                raise PolicyError(
-                    f"The vLLM server {self._connection.url} has weights of version {found!r} after {version} was "
-                    "loaded. Only one run may use a server."
-                )
+            if found != name:
+                raise self._not_ours(found)
         finally:
             await asyncio.shield(self._connection.ask("POST", "/resume", within_s=_RESUME_S))
-        self.model = self.base
+        self._loaded = Loaded(self.base, version)
 
     async def load_adapter(self, path: Path, version: int) -> None:
-        """Adds an adapter under a new name, and takes away older ones that no request under way needs.
+        """Adds an adapter under a new name, and takes away all others that no request under way needs.
 
-        Requests under way go on with the adapter that they began with.
+        Requests under way go on with the adapter that they began with. Taken away are also adapters of earlier runs,
+        and those of which nobody knows whether they were loaded.
 
         Raises:
             EngineLostError: The server is gone, or failed.
             InfrastructureError: It says no.
             PolicyError: It does not offer this, or did not drop what it computed before.
         """
-        name = f"policy-v{version}"
-        if name in self._adapters:  # loaded again after a failure; the server may have been started anew in between
-            await self._unload(name)
+        name = f"{self._run}{version}-{next(self._loads)}"
         await self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path.absolute())})
-        unused = [adapter for adapter in self._adapters if not self._users[adapter]]
-        self._adapters[name] = version
-        self.model = name
-        for adapter in unused:
-            await self._unload(adapter)
+        self._loaded = Loaded(name, version, is_adapter=True)
+        for adapter in await self._adapters():
+            if adapter != name and not self._users[adapter]:
+                await self._unload(adapter)
         await self._reset()
 
+    async def unload(self) -> None:
+        """Takes away the adapters that this object has loaded; whole weights stay.
+
+        Raises:
+            EngineLostError: The server is gone, or failed.
+            InfrastructureError: It says no.
+            PolicyError: It does not offer this.
+        """
+        if not self.current.is_adapter:
+            return
+        self._loaded = None
+        for adapter in await self._adapters():
+            if adapter.startswith(self._run):
+                await self._unload(adapter)
+
+    async def _adapters(self) -> list[str]:
+        """Names of those on the server that this or another run has loaded."""
+        models = field_of(await self._get("/v1/models"), "data")
+        names = [str(model["id"]) for model in models if model.get("parent")]
+        return [name for name in names if name.startswith(_PREFIX)]
+
     async def _unload(self, adapter: str) -> None:
-        del self._adapters[adapter]
-        with contextlib.suppress(NotFoundError):  # the server was started again
+        with contextlib.suppress(NotFoundError):  # somebody else was faster
             await self._post("/v1/unload_lora_adapter", {"lora_name": adapter})
+
+    def _not_ours(self, name: str) -> PolicyError:
+        return PolicyError(
+            f"The vLLM server {self._connection.url} has weights that this run has not loaded ({name!r}): another run "
+            "uses it, or did before. A server serves one run at a time. Give each run its own policy.servers, or end "
+            "the other one and start the server again."
+        )
 
     async def _start_update(self) -> None:
         try:
