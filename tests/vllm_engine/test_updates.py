@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from agentrl.errors import ConfigError, PolicyError
 from agentrl.policies.loading import LoadedModel
-from agentrl.policies.vllm.engine import BrokenModelError, EngineLostError, Sampled
+from agentrl.policies.vllm.engine import BrokenModelError, EngineEndedError, EngineLostError, Sampled
 from agentrl.policies.vllm.weights import WeightFiles
 
 pytestmark = pytest.mark.vllm
@@ -190,7 +190,8 @@ def test_a_killed_engine_is_noticed_by_every_call(live: LiveEngine, loaded: Load
         live.sample(make_order([5, 6, 7]))
     with pytest.raises(EngineLostError):
         live.run(live.engine.load_weights(path, 1000))
-    assert not live.run(live.engine.is_healthy())
+    with pytest.raises(EngineEndedError):
+        live.run(live.engine.is_healthy())
 
 
 async def _until(condition: Any) -> None:

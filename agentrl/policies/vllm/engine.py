@@ -110,7 +110,11 @@ class Engine(Protocol):
         ...
 
     async def is_healthy(self) -> bool:
-        """Whether it can take requests."""
+        """Whether it can take requests.
+
+        Raises:
+            EngineEndedError: It is gone for good.
+        """
         ...
 
     async def close(self) -> None:

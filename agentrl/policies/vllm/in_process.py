@@ -185,8 +185,13 @@ class InProcessEngine:
         await self._call(self._alive().wake_up())
 
     async def is_healthy(self) -> bool:
-        """Whether it can take requests."""
-        return not self._is_gone
+        """Whether it can take requests: yes, while it is there.
+
+        Raises:
+            EngineEndedError: It is gone.
+        """
+        self._alive()
+        return True
 
     async def close(self) -> None:
         """Ends the engine and its processes. Safe to call twice."""
