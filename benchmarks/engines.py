@@ -190,7 +190,10 @@ def _measure(bench: Bench, arguments: argparse.Namespace) -> int:
     for name, value in median.items():
         rate = {"seconds": round(value, 2), "sampled_tokens_per_s": round(num_tokens / value, 1)}
         print(json.dumps({"benchmark": "engines", "way": name, "model": arguments.shape or arguments.model} | rate))
-    result = {"framework_cost": round(cost, 3), "vllm_over_transformers": median["transformers"] / median["rollout"]}
+    result = {
+        "framework_cost": round(cost, 3),
+        "vllm_over_transformers": round(median["transformers"] / median["rollout"], 2),
+    }
     print(json.dumps({"benchmark": "engines", "threads": torch.get_num_threads(), **shape, **result}))
     if arguments.check and cost > MAX_COST:
         print(f"The framework costs {100 * cost:.0f} % of the engine's time; {100 * MAX_COST:.0f} % is the target.")
