@@ -29,7 +29,6 @@ from agentrl.policies.core import Failure, Request, Sampling
 from agentrl.policies.loading import load_model, model_path
 from agentrl.policies.transformers_engine import TransformersPolicy
 from agentrl.trainers.batch import lay_out_paths
-from agentrl.trainers.flex_masks import takes_block_masks
 from agentrl.trainers.forward import TokenScorer
 
 WAYS = ("padded", "packed", "dense")
@@ -122,7 +121,6 @@ def check_packing(device: Device, arguments: argparse.Namespace) -> dict[str, An
     figures: dict[str, Any] = {}
     model = half_billion(arguments.small, torch.float32).to(device.name)
     figures["parameters"] = sum(p.numel() for p in model.parameters())
-    figures["flex_float32"] = takes_block_masks(model)
     trees = [make_tree(SHAPES["agent"], model.config.vocab_size, random.Random(0))]
     scores, gradients = {}, {}
     for way in WAYS:
@@ -130,6 +128,7 @@ def check_packing(device: Device, arguments: argparse.Namespace) -> dict[str, An
         _loss(logprobs, trees).backward()  # type: ignore[no-untyped-call]
         scores[way] = logprobs.detach()
         gradients[way] = [p.grad for p in model.parameters() if p.grad is not None]
+        figures[f"{way}_float32_attention"] = model.config._attn_implementation
         model.zero_grad(set_to_none=True)
     scale = max(float(g.abs().max()) for g in gradients["padded"])
     for way in WAYS[1:]:
@@ -138,7 +137,6 @@ def check_packing(device: Device, arguments: argparse.Namespace) -> dict[str, An
         figures[f"{way}_relative_gradient_gap"] = max(gaps) / scale
     del model, gradients
     model = half_billion(arguments.small, torch.bfloat16).to(device.name).train()
-    figures["flex_bfloat16"] = takes_block_masks(model)
     for name, shape in SHAPES.items():
         trees = [make_tree(shape, model.config.vocab_size, random.Random(0))]
         seconds = {}
@@ -146,6 +144,7 @@ def check_packing(device: Device, arguments: argparse.Namespace) -> dict[str, An
             with device.peak(figures, f"{name}_{way}_peak_gb"):
                 seconds[way] = _best(device, arguments.turns, model, trees, way)
             figures[f"{name}_{way}_s"] = round(seconds[way], 4)
+            figures[f"{way}_bfloat16_attention"] = model.config._attn_implementation
         for way in WAYS[1:]:
             figures[f"{name}_{way}_speedup"] = round(seconds["padded"] / seconds[way], 2)
     return figures
@@ -227,6 +226,7 @@ def check_vllm(device: Device, arguments: argparse.Namespace) -> dict[str, Any]:
                 own.weights_changed()
                 begun = time.perf_counter()
                 policy.weights_changed()
+                figures[f"update_by_{way}_used_handles"] = weights._by_handle
                 figures[f"update_by_{way}_s"] = round(time.perf_counter() - begun, 3)
                 figures[f"gap_after_update_by_{way}"] = largest_gap(greedy(own, loaded), greedy(policy, loaded))
     return figures

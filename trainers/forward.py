@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from agentrl.errors import ConfigError
-from agentrl.trainers.model_probe import LogitTransform, check_head, find_decoder, why_not_packable
+from agentrl.trainers.model_probe import LogitTransform, check_head, find_decoder, why_not_flex, why_not_packable
 from agentrl.trainers.packing import (
     PackedTrees,
     num_packed_tokens,
@@ -24,8 +24,11 @@ from agentrl.trainers.packing import (
     pad_paths,
     split_by_tokens,
 )
-from agentrl.trainers.tree_attention import install, run_body
+from agentrl.trainers.tree_attention import FLEX_NAME, NAME, install, run_body
 from agentrl.trajectory import Tree
+
+FLEX_DEVICES = ("cuda",)
+"""Kinds of devices on which FlexAttention has gradients."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +69,27 @@ class TokenScorer:
         """Whether trees are packed; otherwise their paths are padded."""
         if obstacle is None:
             install(self._decoder)
+            self._prefer_flex()
         else:
             warnings.warn(
                 f"{type(self._decoder).__name__} cannot run packed token trees: {obstacle}. Every trajectory goes "
                 "through the model by itself, which is slower for the same result.",
                 stacklevel=2,
+            )
+
+    def _prefer_flex(self) -> None:
+        """Uses FlexAttention where there are kernels for it, unless they do not work for this model."""
+        decoder = self._decoder
+        if decoder.device.type not in FLEX_DEVICES or decoder.config._attn_implementation != NAME:
+            return
+        obstacle = why_not_flex(decoder)
+        if obstacle is None:
+            decoder.set_attn_implementation(FLEX_NAME)
+        else:
+            warnings.warn(
+                f"{type(decoder).__name__} cannot use FlexAttention on {decoder.device}: {obstacle}. Token trees go "
+                "through sdpa with a dense mask, which is slower and takes more memory for the same result.",
+                stacklevel=3,
             )
 
     def pack(self, trees: Sequence[Tree]) -> PackedTrees:

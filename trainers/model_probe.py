@@ -1,8 +1,8 @@
 """What a causal language model is like inside, found out on a few tokens before training starts."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from agentrl.errors import ConfigError
 from agentrl.trainers.packing import PackedTrees, pack_trees, pad_paths
-from agentrl.trainers.tree_attention import TAKES_ANY_MASK, run_body
+from agentrl.trainers.tree_attention import FLEX_NAME, NAME, TAKES_ANY_MASK, run_body
 from agentrl.trajectory import Leaf, StopReason, Tree
 
 _SAME_LOGITS = 1e-2  # relative to the largest logit: bf16 kernels may differ this much, another head differs far more
@@ -91,7 +91,7 @@ def why_not_packable(decoder: PreTrainedModel) -> str | None:
         return (
             f"attn_implementation={decoder.config._attn_implementation!r} takes no mask per pair of tokens; use 'sdpa'"
         )
-    tree = _small_tree(decoder.get_input_embeddings().num_embeddings)
+    tree = _branching(decoder.get_input_embeddings().num_embeddings, [(None, 2), (0, 12), (0, 3), (2, 2), (2, 2)])
     packed, padded = (layout.to(decoder.device) for layout in (pack_trees([tree]), pad_paths([tree])))
     with _evaluating(decoder):
         expected = _predecessor_states(padded, run_body(decoder, padded))
@@ -106,14 +106,58 @@ def why_not_packable(decoder: PreTrainedModel) -> str | None:
     return "its layers do not follow a mask per pair of tokens or given positions"
 
 
+def why_not_flex(decoder: PreTrainedModel) -> str | None:
+    """Why packed trees should not go through FlexAttention, or None if they should; tried on the model as it is.
+
+    Hidden states and a gradient must be those under the dense mask. The yardstick is the one of `why_not_packable`.
+
+    Args:
+        decoder: With the attention implementation `tree_attention.NAME`, which it keeps.
+    """
+    config = decoder.config.get_text_config().to_dict()
+    if any(config.get(name) for name in ("attention_dropout", "attn_pdrop")):
+        return "it has dropout in its attention"
+    tree = _branching(decoder.get_input_embeddings().num_embeddings, [(None, 40), (0, 140), (0, 60), (2, 40), (2, 20)])
+    packed = pack_trees([tree]).to(decoder.device)
+    as_text = replace(packed, subtree_end=torch.full_like(packed.subtree_end, packed.subtree_end.shape[1]))
+    try:
+        expected, ignorant = _states_and_gradient(decoder, packed), _states_and_gradient(decoder, as_text)
+        decoder.set_attn_implementation(FLEX_NAME)
+        given = _states_and_gradient(decoder, packed)
+    except Exception as error:  # a compiler that is missing, a shape without a kernel: the user has to read why
+        return f"it raised {type(error).__name__} ({(str(error).splitlines() or ['no message'])[0]})"
+    finally:
+        decoder.set_attn_implementation(NAME)
+    for name, one, other, blind in zip(("values", "gradients"), given, expected, ignorant, strict=False):
+        if not (one - other).norm() <= _SAME_HIDDEN * (blind - other).norm():
+            return f"its {name} are not those under the dense mask"
+    return None
+
+
+def _states_and_gradient(decoder: PreTrainedModel, packed: PackedTrees) -> list[Tensor]:
+    """Hidden states, and the gradient of the smallest weight that is trained, usually one of the first layer."""
+    with _evaluating(decoder), torch.inference_mode(False), torch.enable_grad():
+        hidden = run_body(decoder, packed).float()
+        results = [hidden.detach()]
+        trained = [parameter for parameter in decoder.base_model.parameters() if parameter.requires_grad]
+        if trained:
+            numbers = torch.arange(hidden.numel(), device=hidden.device).view_as(hidden)
+            weight = min(trained, key=torch.Tensor.numel)
+            results += torch.autograd.grad((hidden * numbers.cos()).sum(), [weight])
+    return results
+
+
 def _predecessor_states(packed: PackedTrees, hidden: Tensor) -> Tensor:
     return hidden[packed.row, packed.column].float()
 
 
-def _small_tree(vocab_size: int) -> Tree:
-    """A tree in which ignoring the structure shows: its second branch stands far from the prompt, and forks again."""
+def _branching(vocab_size: int, segments: Sequence[tuple[int | None, int]]) -> Tree:
+    """A tree of five segments, each with its parent and length, that ends in the second and the last two.
+
+    Ignoring the structure shows if the second branch stands far from the prompt, and forks again.
+    """
     tree = Tree("probe")
-    for number, (parent, length) in enumerate([(None, 2), (0, 12), (0, 3), (2, 2), (2, 2)]):
+    for number, (parent, length) in enumerate(segments):
         ids = [(7 * number + 3 * i) % vocab_size for i in range(length)]
         tree.add(parent, "prompt" if parent is None else "assistant", number, ids)
     tree.leaves = [Leaf(segment, StopReason.ANSWERED, 0.0, False) for segment in (1, 3, 4)]

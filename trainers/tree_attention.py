@@ -5,8 +5,8 @@ samples of one prompt about two thirds. Here the queries are cut into blocks, mo
 given only the keys that at least one of its queries sees. The result is the same, softmax term by softmax term.
 
 `install` enters this as an attention implementation of `transformers`. It acts on the masks of
-`run_body` and leaves every other call, generation included, to `sdpa`. On GPUs the blocks are FlexAttention's
-(`flex_masks`); where that does not work, the dense mask goes to sdpa.
+`run_body` and leaves every other call, generation included, to `sdpa`. On GPUs the dense mask goes to sdpa, unless the
+model has been found to work with FlexAttention (`model_probe.why_not_flex`), whose blocks are those of `flex_masks`.
 """
 
 from collections.abc import MutableMapping
@@ -23,13 +23,16 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from agentrl.trainers.flex_masks import takes_block_masks, tree_block_mask
+from agentrl.trainers.flex_masks import BLOCK_TOKENS, tree_block_mask
 from agentrl.trainers.packing import PackedTrees
 
 NAME = "agentrl_tree"
-TAKES_ANY_MASK = ("eager", "sdpa", NAME)
+FLEX_NAME = "agentrl_tree_flex"
+"""The same, with FlexAttention for packed trees of more than one of its blocks."""
+TAKES_ANY_MASK = ("eager", "sdpa", NAME, FLEX_NAME)
 """Attention implementations of `transformers` that follow a mask per pair of tokens as it is."""
 _BLOCK_TOKENS = 192  # fastest of 128, 192, 256 on CPU, for 600-token prompts with branches of 144
+_COMPILED_VARIANTS = 64  # of FlexAttention: gradients or not, one row or several, for each model in a run
 _WORTHWHILE = 0.6  # share of the dense scores above which many small calls cost more than they save
 
 
@@ -69,8 +72,9 @@ _PREPARED: MutableMapping[Tensor, QueryBlocks] = WeakTensorKeyDictionary()
 def install(model: PreTrainedModel) -> None:
     """Makes a model that uses `sdpa` skip hidden blocks; a model with another implementation is left as it is."""
     if model.config._attn_implementation == "sdpa":
-        AttentionInterface.register(NAME, _tree_attention)
-        AttentionMaskInterface.register(NAME, sdpa_mask)
+        for name in (NAME, FLEX_NAME):
+            AttentionInterface.register(name, _tree_attention)
+            AttentionMaskInterface.register(name, sdpa_mask)
         model.set_attn_implementation(NAME)
 
 
@@ -96,8 +100,8 @@ def run_body(decoder: PreTrainedModel, packed: PackedTrees) -> Tensor:
 
 def _mask(decoder: PreTrainedModel, packed: PackedTrees) -> Tensor | BlockMask:
     """What the model's attention implementation understands best."""
-    if decoder.config._attn_implementation == NAME and takes_block_masks(decoder):
-        return tree_block_mask(packed)
+    if decoder.config._attn_implementation == FLEX_NAME and packed.token_ids.shape[1] > BLOCK_TOKENS:
+        return tree_block_mask(packed.subtree_end)
     visible = packed.attention_mask
     mask = torch.zeros(visible.shape, dtype=decoder.dtype, device=visible.device)
     mask.masked_fill_(~visible, torch.finfo(decoder.dtype).min)
@@ -159,7 +163,9 @@ def _tree_attention(
 ) -> tuple[Tensor, None]:
     """Takes [R, heads, T, head size] and returns [R, T, heads, head size], as `transformers` wants it."""
     if isinstance(attention_mask, BlockMask):
-        return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0], None
+        # Past PyTorch's limit of 8 compiled variants it would compute, with hardly a word, all T * T scores.
+        with torch._dynamo.config.patch(recompile_limit=_COMPILED_VARIANTS):
+            return flex_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)[0], None
     blocks = None if attention_mask is None else _PREPARED.get(attention_mask)
     if blocks is None or kwargs.get("position_bias") is not None:
         output, _ = sdpa_attention_forward(

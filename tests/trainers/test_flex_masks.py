@@ -4,7 +4,6 @@ PyTorch computes FlexAttention's gradients on GPUs only; its plain program, whic
 them anywhere once the check of the device is out of the way.
 """
 
-import warnings
 from typing import Any
 
 import pytest
@@ -12,12 +11,14 @@ import torch
 from torch.nn.attention import flex_attention
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 from transformers.integrations import flex_attention as integration
-from tree_cases import agent_tree, assert_same_gradients, gradients, random_tree, tiny_model
+from tree_cases import agent_tree, assert_same_gradients, gradients, plain_scores, random_tree, tiny_model
 
-from agentrl.trainers import flex_masks, tree_attention
-from agentrl.trainers.flex_masks import takes_block_masks, tree_block_mask
+from agentrl.trainers import flex_masks, forward, tree_attention
+from agentrl.trainers.batch import lay_out_paths
+from agentrl.trainers.flex_masks import tree_block_mask
 from agentrl.trainers.forward import TokenScorer
 from agentrl.trainers.packing import PackedTrees, pack_trees
+from agentrl.trainers.tree_attention import FLEX_NAME
 
 TREES = [agent_tree(prompt=24), agent_tree(prompt=20), random_tree(3)]  # two rows, the last tree behind the second
 
@@ -31,13 +32,10 @@ def flex_calls(monkeypatch: pytest.MonkeyPatch) -> list[BlockMask]:
         calls.append(block_mask)
         return flex_attention.flex_attention(*args, block_mask=block_mask, **kwargs)
 
-    monkeypatch.setattr(flex_masks, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(forward, "FLEX_DEVICES", ("cpu",))
     monkeypatch.setattr(flex_attention, "_validate_device", lambda *_: None)
     monkeypatch.setattr(integration, "compile_friendly_flex_attention", plain)
-    flex_masks._passes_trial.cache_clear()
-    warnings.filterwarnings("ignore", "flex_attention called without torch.compile")
-    yield calls
-    flex_masks._passes_trial.cache_clear()
+    return calls
 
 
 def blocks(mask: BlockMask) -> list[tuple[set[int], set[int]]]:
@@ -62,35 +60,37 @@ def by_trying(packed: PackedTrees) -> BlockMask:
         length,
         length,
         device="cpu",
-        BLOCK_SIZE=flex_masks._BLOCK_TOKENS,
+        BLOCK_SIZE=flex_masks.BLOCK_TOKENS,
     )
 
 
 def test_blocks_of_two_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex_masks, "_BLOCK_TOKENS", 4)
+    monkeypatch.setattr(flex_masks, "BLOCK_TOKENS", 4)
     packed = pack_trees([agent_tree(prompt=4, samples=2, turn=2)])  # 4 tokens, then twice 2 + 3 + 2: 0-3, 4-10, 11-17
     # Block 0: the prompt. 1: 4-7, first sample. 2: 8-10 of the first, 11 of the second. 3: 12-15 of the second.
     # 4: 16 and 17, which see all of the prompt, and of 3; but it is not full itself, so nothing counts as whole.
     expected = [({0}, set()), ({1}, {0}), ({1, 2}, {0}), ({2, 3}, {0}), ({0, 2, 3, 4}, set())]
-    assert blocks(tree_block_mask(packed)) == expected
+    assert blocks(tree_block_mask(packed.subtree_end)) == expected
 
 
 @pytest.mark.parametrize("block_tokens", [2, 5, 16, 64])
 @pytest.mark.parametrize("seed", range(6))
 def test_blocks_are_those_that_trying_finds(seed: int, block_tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flex_masks, "_BLOCK_TOKENS", block_tokens)
+    monkeypatch.setattr(flex_masks, "BLOCK_TOKENS", block_tokens)
     packed = pack_trees([random_tree(seed), random_tree(seed + 50), random_tree(seed + 90)])
-    assert blocks(tree_block_mask(packed)) == blocks(by_trying(packed))
+    assert blocks(tree_block_mask(packed.subtree_end)) == blocks(by_trying(packed))
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gpt_neox", "granite"])
 def test_values_and_gradients_equal_those_under_the_dense_mask(
     family: str, flex_calls: list[BlockMask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flex_masks, "_BLOCK_TOKENS", 16)
+    monkeypatch.setattr(flex_masks, "BLOCK_TOKENS", 16)
+    monkeypatch.setattr(tree_attention, "BLOCK_TOKENS", 16)
     model = tiny_model(family)
     scorer = TokenScorer(model)
     model.set_attn_implementation("sdpa")
+    flex_calls.clear()
     expected = scorer.score(TREES)
     expected_gradients = gradients(model, expected.logprobs.square().sum())
     assert flex_calls == []
@@ -100,24 +100,49 @@ def test_values_and_gradients_equal_those_under_the_dense_mask(
     assert_same_gradients(gradients(model, scores.logprobs.square().sum()), expected_gradients, relative=1e-5)
 
 
-def test_a_mask_that_hides_too_little_does_not_pass_the_trial(
+@pytest.mark.parametrize("gradients_on", [True, False])
+def test_it_is_tried_with_gradients_whoever_asks(gradients_on: bool, flex_calls: list[BlockMask]) -> None:
+    model = tiny_model()
+    with torch.set_grad_enabled(gradients_on):
+        TokenScorer(model)
+    assert model.config._attn_implementation == FLEX_NAME
+    TokenScorer(model)
+    assert model.config._attn_implementation == FLEX_NAME
+    assert len(flex_calls) == 2  # two layers, tried once
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_is_no_difference(dtype: torch.dtype, flex_calls: list[BlockMask]) -> None:
+    model = tiny_model(dtype=dtype)
+    TokenScorer(model)
+    assert model.config._attn_implementation == FLEX_NAME
+
+
+def test_frozen_models_are_tried_without_a_gradient(flex_calls: list[BlockMask]) -> None:
+    model = tiny_model().requires_grad_(False)
+    TokenScorer(model)
+    assert model.config._attn_implementation == FLEX_NAME
+
+
+def test_a_mask_that_hides_too_little_is_found_out(
     flex_calls: list[BlockMask], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = tree_block_mask
+    def causal(subtree_end: torch.Tensor) -> BlockMask:
+        return tree_block_mask(torch.full_like(subtree_end, subtree_end.shape[1]))
 
-    def causal(packed: PackedTrees) -> BlockMask:
-        length = packed.subtree_end.shape[1]
-        ends = torch.full_like(packed.subtree_end, length)
-        return whole(
-            PackedTrees(token_ids=ends, position_ids=ends, subtree_end=ends, row=ends, column=ends, target=ends)
-        )
+    monkeypatch.setattr(tree_attention, "tree_block_mask", causal)
+    assert_refused("its values are not those under the dense mask")
 
-    model = tiny_model()
-    assert takes_block_masks(model)
-    flex_masks._passes_trial.cache_clear()
-    monkeypatch.setattr(flex_masks, "tree_block_mask", causal)
-    with pytest.warns(UserWarning, match="it differs from sdpa by .* with a dense mask"):
-        assert not takes_block_masks(model)
+
+def test_gradients_that_are_wrong_are_found_out(flex_calls: list[BlockMask], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = integration.compile_friendly_flex_attention
+
+    def without_gradient(query: torch.Tensor, *arguments: Any, **options: Any) -> Any:
+        return real(query.detach(), *arguments, **options)
+
+    monkeypatch.setattr(integration, "compile_friendly_flex_attention", without_gradient)
+    assert_refused("its gradients are not those under the dense mask")
 
 
 def test_where_it_does_not_run_the_dense_mask_is_used(
@@ -126,19 +151,33 @@ def test_where_it_does_not_run_the_dense_mask_is_used(
     def no_compiler(*_: Any, **__: Any) -> Any:
         raise RuntimeError("Cannot find a working triton installation\nand more")
 
-    model = tiny_model()
-    monkeypatch.setattr(flex_masks, "_DEVICES", ())
-    expected = TokenScorer(model).score(TREES).logprobs
-    monkeypatch.setattr(flex_masks, "_DEVICES", ("cpu",))
     monkeypatch.setattr(integration, "compile_friendly_flex_attention", no_compiler)
-    with pytest.warns(UserWarning, match=r"raised RuntimeError \(Cannot find a working triton installation\)"):
-        given = TokenScorer(model).score(TREES).logprobs
-    assert torch.equal(given, expected)
+    assert_refused(r"it raised RuntimeError \(Cannot find a working triton installation\)")
+
+
+def test_a_model_that_looks_into_its_mask_keeps_the_dense_one(flex_calls: list[BlockMask]) -> None:
+    assert_refused(r"it raised AttributeError \('BlockMask' object has no attribute 'ndim'\)", "gpt2")
 
 
 def test_dropout_in_attention_keeps_the_dense_mask(flex_calls: list[BlockMask]) -> None:
     model = tiny_model()
     model.config.attention_dropout = 0.1
-    assert not takes_block_masks(model)
-    assert tree_attention._mask(model, pack_trees(TREES)).shape[-1] == pack_trees(TREES).token_ids.shape[1]
+    with pytest.warns(UserWarning, match="dropout in its attention"):
+        TokenScorer(model)
+    assert model.config._attn_implementation == tree_attention.NAME
     assert flex_calls == []
+
+
+def assert_refused(reason: str, family: str = "llama") -> None:
+    """The dense mask is used, with a warning; values are those of single trajectories."""
+    model = tiny_model(family)
+    if family == "gpt2":
+        model.config.attn_pdrop = 0.0
+    with pytest.warns(UserWarning, match=rf"cannot use FlexAttention on cpu: {reason}\. Token trees go through sdpa"):
+        scorer = TokenScorer(model)
+    assert model.config._attn_implementation == tree_attention.NAME
+    batch = lay_out_paths(TREES)
+    with torch.no_grad():
+        given = scorer.score(TREES).logprobs[batch.token_index[batch.mask]]
+        expected, _ = plain_scores(model, TREES)
+    assert (given - expected).abs().max() <= 1e-5
