@@ -69,6 +69,7 @@ class FakeVllm:
         """Turns still to be answered with 500."""
         self.is_nan = False
         self.reset_works = True
+        self.takes_adapters = True
         self.update_error = ""
         self.unload_error = ""
         self.num_lost_answers = 0
@@ -380,6 +381,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {"weight_version": self.fake.weights})
 
     def _v1_load_lora_adapter(self, body: dict[str, str], query: Any) -> None:
+        if not self.fake.takes_adapters:
+            self._send(404, {"detail": "Not Found"})
+            return
         if body["lora_name"] in self.fake.adapters:
             self._send(400, _error(f"The lora adapter '{body['lora_name']}' has already been loaded.", 400))
             return

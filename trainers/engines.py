@@ -88,7 +88,11 @@ def _open_vllm(settings: TrainSettings, loaded: LoadedModel, version: int) -> Tr
             can_sleep=wanted.sleep,
         )
         if lora is None and wanted.shared_folder is None and loaded.model.device.type in _SHARED:
-            await weights.share(engine.rehearse)
+            try:
+                await weights.share(engine.rehearse)
+            except BaseException:
+                await engine.close()
+                raise
         return [engine]
 
     return VllmPolicy(
@@ -96,7 +100,7 @@ def _open_vllm(settings: TrainSettings, loaded: LoadedModel, version: int) -> Tr
         tokenizer=loaded.tokenizer,
         end_of_turn_ids=loaded.chat.end_ids,
         vocab_size=loaded.vocab_size,
-        context_length=loaded.context_length,
+        context_length=context_length,
         weights=weights,
         num_top=wanted.entropy_top,
         version=version,

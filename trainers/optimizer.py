@@ -70,8 +70,10 @@ class MasterAdamW:
         return {"adamw": self._adamw.state_dict(), "masters": copies}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes up what `state_dict` gave."""
-        self._adamw.load_state_dict(state["adamw"])
+        """Takes up what `state_dict` gave, be it on another kind of device."""
+        fused = self._adamw.param_groups[0]["fused"]
+        groups = [{**group, "fused": fused} for group in state["adamw"]["param_groups"]]
+        self._adamw.load_state_dict({**state["adamw"], "param_groups": groups})
         with torch.no_grad():
             for index, copy in state["masters"].items():
                 self._masters[index].copy_(copy)

@@ -176,6 +176,11 @@ class Trainer:
                 f"warning: {batch.discarded} episodes of update {number + 1} are discarded: the interrupted run had "
                 "begun calls in them that must not be run twice"
             )
+        if batch.engine.get("engine_lost_engines"):
+            display.say(
+                f"warning: engines were lost {batch.engine['engine_lost_engines']:.0f} times in update {number + 1}; "
+                f"{batch.engine['engine_live_engines']:.0f} take requests now"
+            )
         if _PLAYED in metrics:
             for warning in self._alarms.check(metrics):
                 display.say(f"warning: {warning}")
@@ -198,7 +203,8 @@ class Trainer:
     def _learn(self, harvest: Harvest, number: int) -> dict[str, float]:
         seed = derive(self.settings.seed, "update", number)
         max_staleness = self.settings.policy.max_staleness
-        ages = staleness(harvest.trees, number, max_staleness) if _PLAYED in harvest.metrics else {}
+        fresh = harvest.kept if self.settings.extras.replay is None else harvest.trees
+        ages = staleness(fresh, number, max_staleness) if _PLAYED in harvest.metrics else {}
         metrics = ages if max_staleness else {}
         if harvest.kept:
             trees = harvest.kept if self.rewards is None else self.rewards.score(harvest.kept, seed=seed)

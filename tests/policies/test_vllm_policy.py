@@ -354,6 +354,7 @@ def test_metrics_are_those_since_the_last_time(open_policy: Open) -> None:
         metrics = policy.metrics()
         names = ("engine_requests", "engine_cached_tokens", "engine_prefilled_tokens")
         assert [metrics[name] for name in names] == [count, count, 2 * count]
+        assert metrics["engine_live_engines"] == 1
         assert metrics["engine_mean_in_flight"] > 0
     assert policy.counters.requests == 5
 

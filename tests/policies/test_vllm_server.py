@@ -255,3 +255,9 @@ def test_no_server_at_that_address(serve: Serve) -> None:
         asyncio.run(opened(server.url))
     with pytest.raises(ConfigError, match="http://host:port"):
         asyncio.run(opened("localhost:8000"))
+
+
+def test_the_address_of_a_server_is_its_root() -> None:
+    for url in ("http://127.0.0.1:8001/v1", "http://127.0.0.1:8001/v1/"):
+        with pytest.raises(ConfigError, match="Leave out the /v1"):
+            ServerEngine(url)

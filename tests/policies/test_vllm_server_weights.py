@@ -282,6 +282,12 @@ def test_an_adapter_on_weights_of_another_run_is_noticed(serve: Serve, tmp_path:
     using(server.url, exchange)
 
 
+def test_a_server_for_whole_weights_says_so_to_adapters(serve: Serve, tmp_path: Path) -> None:
+    server = serve(takes_adapters=False)
+    with pytest.raises(PolicyError, match=r"takes no LoRA adapters.*--lora-rank RANK"):
+        using(server.url, lambda engine: engine.load_weights(tmp_path, 1))
+
+
 def test_closing_an_engine_whose_server_is_gone(serve: Serve, tmp_path: Path) -> None:
     server = serve()
 

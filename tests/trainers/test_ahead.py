@@ -17,6 +17,7 @@ from agentrl.runs import read_metrics
 from agentrl.trainers import TrainSettings, train
 from agentrl.trainers.ahead import Batch, SampledAhead, staleness
 from agentrl.trainers.checkpoint import latest_checkpoint, load_checkpoint
+from agentrl.trainers.progress import TrainingProgress
 from agentrl.trainers.rollouts import Harvest
 from agentrl.trainers.update import Updater
 
@@ -217,6 +218,20 @@ def test_the_engine_reports_what_it_did_for_the_episodes_of_the_row(run_ahead: A
     rows = [row for row in read_metrics(folder / "metrics.jsonl") if "loss" in row]
     turns = [row["episodes"] * row["turns"] for row in rows]
     assert [row["engine_requests"] for row in rows] == pytest.approx(turns)
+
+
+def test_lost_engines_are_told(run_ahead: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    lost = iter([0.0, 0.0, 0.0, 2.0])  # asked before and after the episodes of each update: two in the second
+    monkeypatch.setattr(
+        SeparateEngine,
+        "metrics",
+        lambda _: {"engine_lost_engines": next(lost, 0.0), "engine_live_engines": 1.0},
+    )
+    monkeypatch.setattr(TrainingProgress, "say", lambda _, message: said.append(message))
+    run_ahead("updates=4")
+    told = [message for message in said if "engines were lost" in message]
+    assert told == ["warning: engines were lost 2 times in update 2; 1 take requests now"]
 
 
 def test_tokens_of_other_weights_end_a_run_that_is_strictly_on_policy(

@@ -8,6 +8,7 @@ from vllm_engines import MemoryEngine
 
 from agentrl.config import load_config
 from agentrl.policies.loading import add_lora, load_model
+from agentrl.policies.vllm.engine import EngineLostError
 from agentrl.policies.vllm.in_process import InProcessEngine
 from agentrl.policies.vllm.policy import VllmPolicy
 from agentrl.trainers import TrainSettings, engines
@@ -60,3 +61,21 @@ def test_weights_are_read_where_they_lie_if_that_is_the_same_machine(
 
 def test_memory_is_read_on_gpus_only() -> None:
     assert sorted(engines._SHARED) == ["cuda"]
+
+
+def test_an_engine_that_cannot_be_shared_with_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Rehearsing("in process")
+
+    async def open_it(*arguments: Any, **options: Any) -> MemoryEngine:
+        return engine
+
+    async def die(self: Rehearsing, path: Path) -> None:
+        raise EngineLostError("it died")
+
+    monkeypatch.setattr(InProcessEngine, "open", open_it)
+    monkeypatch.setattr(Rehearsing, "rehearse", die)
+    monkeypatch.setattr(engines, "_SHARED", {"cpu"})
+    settings = load_config(TrainSettings, QUICKSTART, ["policy.engine=vllm"])
+    with pytest.raises(EngineLostError, match="it died"):
+        engines.open_policy(settings, load_model("quickstart"), version=0)
+    assert engine.num_closed == 1

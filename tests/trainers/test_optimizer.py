@@ -72,6 +72,17 @@ def test_a_reloaded_state_goes_on_to_the_bit(dtype: torch.dtype) -> None:
     assert all(torch.equal(a, b) for a, b in zip(whole, resumed, strict=True))
 
 
+def test_a_state_from_another_kind_of_device_keeps_this_one_s_way() -> None:
+    parameters = weights(torch.float32)
+    optimizer = MasterAdamW(parameters, settings())
+    run(optimizer, parameters, range(2))
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["adamw"]["param_groups"]:
+        group["fused"] = True  # as on a GPU
+    optimizer.load_state_dict(state)
+    assert [group["fused"] for group in optimizer._adamw.param_groups] == [None]
+
+
 def test_clipping_and_the_norm_before_it() -> None:
     parameter = torch.zeros(2).requires_grad_()
     optimizer = MasterAdamW([parameter], settings(max_grad_norm=1.0))

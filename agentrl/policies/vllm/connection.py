@@ -31,7 +31,7 @@ class NotFoundError(PolicyError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
-    """How long a server is waited for, in seconds, since it was asked or last answered anything.
+    """How long a server is waited for, in seconds, since it was asked or last did what any request asked.
 
     Raises:
         ConfigError: A time that is not positive and finite.
@@ -66,21 +66,16 @@ class Connection:
         deadlines: Of them, the time for a connection.
 
     Raises:
-        ConfigError: The URL cannot be used.
+        ConfigError: The URL cannot be used, or ends in /v1.
     """
 
     def __init__(self, url: str, deadlines: Deadlines) -> None:
         self.url = checked_url(url, "vLLM server").rstrip("/")
+        if self.url.endswith("/v1"):
+            raise ConfigError(f"Leave out the /v1 of {url}: all addresses of the server are used, not that part alone.")
         self._patience = Patience()
-        self._client, self._fresh_client = [
-            httpx.AsyncClient(
-                base_url=self.url,
-                timeout=httpx.Timeout(None, connect=deadlines.connect_s),  # the deadline of a request bounds the rest
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=max_idle),
-                trust_env=False,  # a proxy is for other addresses than those that were named
-            )
-            for max_idle in (None, 0)
-        ]
+        self._client = _client(self.url, deadlines, max_idle=None)
+        self._fresh_client = _client(self.url, deadlines, max_idle=0)
 
     async def ask(
         self,
@@ -97,8 +92,8 @@ class Connection:
             method: "GET" or "POST".
             path: Of the URL.
             body: Sent as JSON.
-            within_s: The deadline, counted anew whenever the server answers another request (see `Patience`). A server
-                that says it has too much to do is asked again until then.
+            within_s: The deadline, counted anew whenever the server does what another request asks (see `Patience`;
+                refusals do not count). A server that says it has too much to do is asked again until then.
             parameters: Of the URL.
 
         Raises:
@@ -162,6 +157,18 @@ class Connection:
         if status in (401, 403):
             raise PolicyError(f"{said} It does not offer what training needs. {SERVE}")
         raise InfrastructureError(said)
+
+
+def _client(url: str, deadlines: Deadlines, *, max_idle: int | None) -> httpx.AsyncClient:
+    """A client that keeps so many connections open when nobody uses them."""
+    return httpx.AsyncClient(
+        base_url=url,
+        timeout=httpx.Timeout(None, connect=deadlines.connect_s),  # the deadline of a request bounds the rest
+        # With a transport of its own it uses no proxy that the environment names for other addresses.
+        transport=httpx.AsyncHTTPTransport(
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=max_idle)
+        ),
+    )
 
 
 def _message(response: httpx.Response) -> str:

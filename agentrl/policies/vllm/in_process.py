@@ -185,12 +185,13 @@ class InProcessEngine:
         await self._call(self._alive().wake_up())
 
     async def is_healthy(self) -> bool:
-        """Whether it can take requests: yes, while it is there.
+        """Whether it can take requests: yes, if it answers.
 
         Raises:
             EngineEndedError: It is gone.
+            EngineLostError: It does not answer.
         """
-        self._alive()
+        await self._call(self._alive().is_sleeping())
         return True
 
     async def close(self) -> None:
@@ -209,13 +210,23 @@ class InProcessEngine:
         engine = self._alive()
         await engine.pause_generation(mode="keep")
         try:
-            await engine.start_weight_update()
+            await self._start_update()
             await engine.update_weights(WeightTransferUpdateRequest({"path": str(path), "version": version}))
             await engine.finish_weight_update(weight_version=str(version))
             if not await engine.reset_prefix_cache():
                 raise PolicyError("vLLM did not drop the keys and values of the old weights. Open the engine anew.")
         finally:
             await engine.resume_generation()
+
+    async def _start_update(self) -> None:
+        engine = self._alive()
+        try:
+            await engine.start_weight_update()
+        except Exception as error:  # of no class of its own
+            if "already active" not in str(error):
+                raise
+            await engine.finish_weight_update(weight_version="unfinished")  # that of an exchange that took too long
+            await engine.start_weight_update()
 
     async def _exchange_adapter(self, path: Path, version: int) -> None:
         from vllm.lora.request import LoRARequest
@@ -228,7 +239,7 @@ class InProcessEngine:
         for number in self._adapters.unused():
             await engine.remove_lora(number)
 
-    async def _call(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _call(self, work: Coroutine[Any, Any, object]) -> None:
         """Awaits a call to the engine, which would not return if the engine died meanwhile.
 
         A caller may be cancelled; half an update may not be.

@@ -116,9 +116,9 @@ class VllmPolicy:
         return self._pool.counters
 
     def metrics(self) -> dict[str, float]:
-        """What the engines have done since the last call."""
+        """What the engines have done since the last call, and how many there are now."""
         before, self._reported = self._reported, replace(self._pool.counters)
-        return self._reported.since(before).metrics()
+        return {**self._reported.since(before).metrics(), "engine_live_engines": float(self._pool.num_live)}
 
     # Policy protocol -------------------------------------------------------------------------------------------------
 

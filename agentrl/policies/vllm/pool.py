@@ -45,6 +45,11 @@ class EnginePool:
 
     # Turns -----------------------------------------------------------------------------------------------------------
 
+    @property
+    def num_live(self) -> int:
+        """Engines that take requests now."""
+        return sum(not seat.is_out for seat in self._seats)
+
     async def generate(self, sequence: SequenceId, order: Order) -> Sampled:
         """Samples one turn, at another engine if one is lost: the seed makes it the same turn wherever it is sampled.
 

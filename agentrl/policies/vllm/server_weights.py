@@ -148,7 +148,13 @@ class ServerWeights:
             PolicyError: It does not offer this, or did not drop what it computed before.
         """
         name = f"{self._run}{version}-{next(self._loads)}"
-        await self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path.absolute())})
+        try:
+            await self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(path.absolute())})
+        except NotFoundError as error:
+            raise PolicyError(
+                f"The vLLM server {self._connection.url} takes no LoRA adapters. Start it with: agentrl serve-policy "
+                "MODEL --lora-rank RANK, with RANK at least model.lora.rank."
+            ) from error
         self._loaded = Loaded(name, version, is_adapter=True)
         for adapter in await self._adapters():
             if adapter != name and not self._users[adapter]:
@@ -183,8 +189,8 @@ class ServerWeights:
     def _not_ours(self, name: str) -> PolicyError:
         return PolicyError(
             f"The vLLM server {self._connection.url} has weights that this run has not loaded ({name!r}): another run "
-            "uses it, or did before. A server serves one run at a time. Give each run its own policy.servers, or end "
-            "the other one and start the server again."
+            "uses it, or did before. A server serves one run at a time. Give each run its own policy.servers; or end "
+            "the other one, start the server again, and go on with --resume."
         )
 
     async def _start_update(self) -> None:
