@@ -5,6 +5,8 @@ from hypothesis import settings
 from tiny_models import make_byte_tokenizer, make_tiny_llama
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from agentrl.trainers.optimizer import MasterAdamW
+
 settings.register_profile("agentrl", deadline=None)  # a busy machine must not fail a test
 settings.load_profile("agentrl")
 
@@ -17,3 +19,18 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture(scope="session")
 def tiny_llama(byte_tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return make_tiny_llama(len(byte_tokenizer))
+
+
+@pytest.fixture
+def gradients_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an optimizer step the weights have the gradients, unclipped, that they had before it."""
+    step = MasterAdamW.step
+
+    def stepped(self: MasterAdamW) -> float:
+        gradients = [None if p.grad is None else p.grad.clone() for p in self._parameters]
+        norm = step(self)
+        for parameter, gradient in zip(self._parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return norm
+
+    monkeypatch.setattr(MasterAdamW, "step", stepped)

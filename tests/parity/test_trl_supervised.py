@@ -51,6 +51,7 @@ def gradient(model: torch.nn.Module) -> Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
+@pytest.mark.usefixtures("gradients_stay")
 @pytest.mark.parametrize("seed", range(2))
 def test_equals_trl(model_dir: Path, seed: int) -> None:
     rng = random.Random(seed)

@@ -203,6 +203,7 @@ def test_a_critic_learns_what_to_expect(kind: str) -> None:
     assert history[-1]["explained_variance"] > 0.3
 
 
+@pytest.mark.usefixtures("gradients_stay")
 @pytest.mark.parametrize("kind", KINDS)
 def test_micro_batches_do_not_change_the_gradient(kind: str) -> None:
     trees = sampled_trees(tiny_model(), [5, 6, 7, 8])
