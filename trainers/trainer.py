@@ -29,6 +29,7 @@ from agentrl.trainers.settings import TrainSettings
 
 _PLAYED = "episodes"
 """Key that metrics have where the policy played episodes; alarms are about those."""
+_LOST = "engine_lost_engines"
 
 
 class Trainer:
@@ -176,9 +177,9 @@ class Trainer:
                 f"warning: {batch.discarded} episodes of update {number + 1} are discarded: the interrupted run had "
                 "begun calls in them that must not be run twice"
             )
-        if batch.engine.get("engine_lost_engines"):
+        if batch.engine.get(_LOST):
             display.say(
-                f"warning: engines were lost {batch.engine['engine_lost_engines']:.0f} times in update {number + 1}; "
+                f"warning: engines were lost {batch.engine[_LOST]:.0f} times until update {number + 1} was sampled; "
                 f"{batch.engine['engine_live_engines']:.0f} take requests now"
             )
         if _PLAYED in metrics:
@@ -190,14 +191,17 @@ class Trainer:
         """The episodes of an update; in a run that samples ahead, called from that thread alone."""
         start = time.monotonic()
         self._begin_part(str(number + 1))
-        self.policy.metrics()  # of evaluations and rewards: not this batch's
+        between = self.policy.metrics()  # of evaluations, rewards and updates: all but losses is not this batch's
         harvest = self.source.sample(derive(self.settings.seed, "update", number))
+        engine = self.policy.metrics()
+        if _LOST in engine:
+            engine[_LOST] += between[_LOST]
         return Batch(
             harvest=harvest,
             position=self.source.position,
             discarded=0 if self._journal is None else len(self._journal.discarded),
             seconds=time.monotonic() - start,
-            engine=self.policy.metrics(),
+            engine=engine,
         )
 
     def _learn(self, harvest: Harvest, number: int) -> dict[str, float]:

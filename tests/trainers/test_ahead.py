@@ -222,7 +222,7 @@ def test_the_engine_reports_what_it_did_for_the_episodes_of_the_row(run_ahead: A
 
 def test_lost_engines_are_told(run_ahead: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    lost = iter([0.0, 0.0, 0.0, 2.0])  # asked before and after the episodes of each update: two in the second
+    lost = iter([0.0, 0.0, 1.0, 2.0])  # asked before and after the episodes of each update
     monkeypatch.setattr(
         SeparateEngine,
         "metrics",
@@ -231,7 +231,7 @@ def test_lost_engines_are_told(run_ahead: Any, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(TrainingProgress, "say", lambda _, message: said.append(message))
     run_ahead("updates=4")
     told = [message for message in said if "engines were lost" in message]
-    assert told == ["warning: engines were lost 2 times in update 2; 1 take requests now"]
+    assert told == ["warning: engines were lost 3 times until update 2 was sampled; 1 take requests now"]
 
 
 def test_tokens_of_other_weights_end_a_run_that_is_strictly_on_policy(
