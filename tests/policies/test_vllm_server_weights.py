@@ -295,6 +295,7 @@ def test_closing_an_engine_whose_server_is_gone(serve: Serve, tmp_path: Path) ->
         await engine.load_weights(tmp_path, 1)
         server.die()
         await engine.close()
+        assert engine._connection._client.is_closed
 
     using(server.url, exchange)
 

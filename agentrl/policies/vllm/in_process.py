@@ -236,8 +236,8 @@ class InProcessEngine:
         new = LoRARequest(f"policy-{number}", number, str(path))  # cached keys and values are kept by this name
         await engine.add_lora(new)
         self._adapters.exchange(new, version)
-        for number in self._adapters.unused():
-            await engine.remove_lora(number)
+        for unused in self._adapters.unused():
+            await engine.remove_lora(unused)
 
     async def _call(self, work: Coroutine[Any, Any, object]) -> None:
         """Awaits a call to the engine, which would not return if the engine died meanwhile.

@@ -43,12 +43,12 @@ class EnginePool:
         self._awake = asyncio.Event()
         self._awake.set()
 
-    # Turns -----------------------------------------------------------------------------------------------------------
-
     @property
     def num_live(self) -> int:
         """Engines that take requests now."""
         return sum(not seat.is_out for seat in self._seats)
+
+    # Turns -----------------------------------------------------------------------------------------------------------
 
     async def generate(self, sequence: SequenceId, order: Order) -> Sampled:
         """Samples one turn, at another engine if one is lost: the seed makes it the same turn wherever it is sampled.
