@@ -120,9 +120,16 @@ class Surroundings:
         self._canary.chmod(0o644)
 
     def _start_bystander(self) -> subprocess.Popen[bytes]:
-        """A process with the secret in its environment; it ends when it hears from us, or no more."""
-        code = "import sys; sys.stdin.read()"
-        return subprocess.Popen([sys.executable, "-I", "-S", "-c", code, self._marker], stdin=subprocess.PIPE)
+        """A process with the secret in its environment; it ends when it hears from us, or no more.
+
+        It is waited for: for a moment after it was started, a process shows no command line to look for.
+        """
+        code = "import sys; print(flush=True); sys.stdin.read()"
+        command = [sys.executable, "-I", "-S", "-c", code, self._marker]
+        bystander = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert bystander.stdout is not None
+        bystander.stdout.readline()
+        return bystander
 
     def _end_bystander(self) -> None:
         self._bystander.kill()
