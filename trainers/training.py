@@ -1,6 +1,7 @@
 """`train`: a run on disk, from settings to checkpoint, curve and report."""
 
 import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,14 +57,8 @@ def train(
             folder = stack.enter_context(RunFolder.resume(path, update=first, command=command))
         else:
             folder = stack.enter_context(RunFolder.create(path, settings, seed=settings.seed, command=command))
-        console.print(
-            f"training {settings.model.name} with {settings.recipe} in {settings.env.id}, "
-            f"updates {first + 1} to {settings.updates}",
-            highlight=False,
-            markup=False,
-            emoji=False,
-            soft_wrap=True,
-        )
+        for line in _opening(trainer):
+            console.print(line, highlight=False, markup=False, emoji=False, soft_wrap=True)
         with TrainingProgress(console, settings.updates, first) as display:
             reports = trainer.run(folder, display)
         curve = folder.path / "curve.png"
@@ -74,6 +69,20 @@ def train(
             curve=curve,
             reports=reports,
             seconds=trainer.progress.seconds,
+        )
+
+
+def _opening(trainer: Trainer) -> Iterator[str]:
+    """What is about to happen, and where that is not what the settings say."""
+    settings, context = trainer.settings, trainer.policy.context_length
+    yield (
+        f"training {settings.model.name} with {settings.recipe} in {settings.env.id}, "
+        f"updates {trainer.progress.updates + 1} to {settings.updates}"
+    )
+    if settings.rollout.max_episode_tokens > context:
+        yield (
+            f"note: episodes end at {context} tokens, the model's context, and not at "
+            f"rollout.max_episode_tokens={settings.rollout.max_episode_tokens}"
         )
 
 

@@ -192,7 +192,7 @@ def _how(limits: RolloutLimits, source: EpisodeSource) -> dict[str, str | int]:
     """Settings of the measurement that `evaluate` does not know."""
     settings: dict[str, str | int] = {
         "max_turn_tokens": limits.max_turn_tokens,
-        "max_episode_tokens": limits.max_episode_tokens,
+        "max_episode_tokens": (source if isinstance(source, Collector) else limits).max_episode_tokens,
     }
     if isinstance(source, EndpointCollector):
         settings["tools"] = "structured" if source.server.takes_tools else "described in the prompt"

@@ -55,6 +55,7 @@ class Collector:
 
     Attributes:
         journal: Where tool calls are recorded; None, the default, for nowhere.
+        max_episode_tokens: The bound that holds: that of `limits`, or the model's context where it is shorter.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class Collector:
         self._make_env = make_env
         self._vocab_size = vocab_size
         self._limits = limits or RolloutLimits()
-        self._max_tokens = min(self._limits.max_episode_tokens, policy.context_length)
+        self.max_episode_tokens = min(self._limits.max_episode_tokens, policy.context_length)
         self._sampling = Sampling()
         self._sequence_ids = itertools.count()
         self._live: dict[SequenceId, tuple[Group, Track]] = {}
@@ -195,11 +196,11 @@ class Collector:
     # One turn --------------------------------------------------------------------------------------------------------
 
     def _request(self, group: Group, track: Track) -> None:
-        room = self._max_tokens - len(track.token_ids)
+        room = self.max_episode_tokens - len(track.token_ids)
         if room < 1 and track.turn == 0:
             raise ConfigError(
                 f"Task {group.task} opens with {len(track.token_ids)} tokens, and an episode may have "
-                f"{self._max_tokens}. Raise rollout.max_episode_tokens (the model's context is "
+                f"{self.max_episode_tokens}. Raise rollout.max_episode_tokens (the model's context is "
                 f"{self._policy.context_length}), or leave the task out."
             )
         if room < 1:
@@ -251,7 +252,7 @@ class Collector:
             self._finish(group, track, leaf)
             return
         suffix = self._chat.suffix_ids(track.token_ids[-1], outcome.messages)
-        if len(track.token_ids) + len(suffix) < self._max_tokens:
+        if len(track.token_ids) + len(suffix) < self.max_episode_tokens:
             group.record_answer(track, suffix)
             self._request(group, track)
         else:  # no room to react to the result: the episode ends here, and the result is not recorded

@@ -39,7 +39,7 @@ def test_the_report_on_the_screen_and_on_disk(agentrl: Any, tiny_model: Path) ->
         "top_k": 0,
         "seed": 0,
         "max_turn_tokens": 6,
-        "max_episode_tokens": 4096,
+        "max_episode_tokens": 2048,  # the model's context, which is shorter than the default limit
     }
     assert value(result.stdout, "policy") == report.policy == str(tiny_model)
     assert f"{report.num_successes} of 24, 95 % interval over tasks" in value(result.stdout, "success")

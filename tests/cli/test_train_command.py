@@ -39,6 +39,13 @@ def line(stdout: str, label: str) -> str:
     return str(found)
 
 
+def test_an_episode_limit_beyond_the_context_is_told(agentrl: Any, config: Path) -> None:
+    result = agentrl("train", config, "rollout.max_episode_tokens=3000", "updates=1", "evaluation.tasks=1")
+    assert result.exit_code == 0, result.stderr
+    note = "note: episodes end at 2048 tokens, the model's context, and not at rollout.max_episode_tokens=3000"
+    assert note in result.stdout.splitlines()
+
+
 @pytest.fixture
 def interrupt(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes the third update end as Ctrl-C would."""
@@ -58,6 +65,7 @@ def interrupt(monkeypatch: pytest.MonkeyPatch) -> Any:
 def test_a_run_from_beginning_to_end(agentrl: Any, config: Path, tiny_model: Path) -> None:
     result = agentrl("train", config, "env.arguments.shift=2")
     assert result.exit_code == 0, result.stderr
+    assert "note:" not in result.stdout
     run = Path("runs/small")  # named after the config file
     checkpoint = run / "checkpoints/update-000004"
     assert line(result.stdout, "run folder") == str(run)
