@@ -30,6 +30,9 @@ from agentrl.files import json_rows, settle_directories, write_atomically, writi
 from agentrl.provenance import describe_start, now
 from agentrl.trajectory import Tree, write_trees
 
+RUNS = Path("runs")
+"""Where runs are put whose folder nobody chose."""
+
 Metric: TypeAlias = float | int | str | None
 Row: TypeAlias = dict[str, Any]
 

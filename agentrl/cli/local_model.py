@@ -9,13 +9,10 @@ import typer
 from agentrl.config import load_config
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.policies.loading import EMBEDDED, LoadedModel, load_model, model_path
-from agentrl.runs import RunFolder
+from agentrl.runs import RUNS, RunFolder
 from agentrl.trainers.checkpoint import latest_checkpoint
 from agentrl.trainers.models import trainable_model
 from agentrl.trainers.settings import TrainSettings
-
-RUNS = Path("runs")
-"""Where runs are put whose folder nobody chose."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,13 @@ from rich.console import Console
 from rich.text import Text
 
 from agentrl.call_records import INFRASTRUCTURE, Outcome, RecordedCall, RecordedEpisode, history, read_episodes
-from agentrl.cli.show import RUNS
 from agentrl.cli.tree_view import printable
 from agentrl.config import load_config
 from agentrl.envs import ToolEnv, make
 from agentrl.errors import CheckpointError, ConfigError, InfrastructureError
 from agentrl.messages import MalformedCall, ToolCall
 from agentrl.registry import nearest
-from agentrl.runs import RunFolder
+from agentrl.runs import RUNS, RunFolder
 from agentrl.tools.toolbox import Toolbox
 from agentrl.trainers.settings import TrainSettings
 

@@ -10,10 +10,8 @@ from rich.text import Text
 from agentrl.cli.tree_view import GIVEN, SAMPLED, UNSURE, UNSURE_NATS, VERY_UNSURE, VERY_UNSURE_NATS, Decode, tree_lines
 from agentrl.config import load_config
 from agentrl.errors import CheckpointError, ConfigError, DataError
-from agentrl.runs import RunFolder
+from agentrl.runs import RUNS, RunFolder
 from agentrl.trajectory import Tree
-
-RUNS = Path("runs")
 
 
 def show(path: Path, number: int | None) -> None:

@@ -4,24 +4,25 @@ import itertools
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from agentrl.cli.local_model import RUNS, quiet_hub
 from agentrl.config import load_config
 from agentrl.errors import CheckpointError, ConfigError
 from agentrl.evaluation import EvaluationReport, compare
 from agentrl.evaluation.render import format_comparison, format_estimate
-from agentrl.runs import RunFolder
+from agentrl.runs import RUNS, RunFolder
 from agentrl.trainers.settings import TrainSettings
-from agentrl.trainers.training import TrainResult, train
+
+if TYPE_CHECKING:
+    from agentrl.trainers.training import TrainResult
 
 
-def run_training(config: Path, overrides: Sequence[str], *, resume: bool) -> TrainResult:
+def run_training(config: Path, overrides: Sequence[str], *, resume: bool) -> "TrainResult":
     """Trains and prints the result.
 
     Args:
@@ -34,6 +35,9 @@ def run_training(config: Path, overrides: Sequence[str], *, resume: bool) -> Tra
         CheckpointError: The run folder is taken, or there is nothing to resume.
     """
     settings = _resumed_settings(config, overrides) if resume else _new_settings(config, overrides)
+    from agentrl.cli.local_model import quiet_hub  # PyTorch takes seconds to import: a mistyped setting is told before
+    from agentrl.trainers.training import train
+
     quiet_hub()
     console = Console()
     given = [str(config), *overrides, *(["--resume"] if resume else [])]
@@ -47,7 +51,7 @@ def run_training(config: Path, overrides: Sequence[str], *, resume: bool) -> Tra
     return result
 
 
-def print_result(result: TrainResult, console: Console) -> None:
+def print_result(result: "TrainResult", console: Console) -> None:
     """Prints held-out success before and after, and where everything is: a table, or plain lines off a terminal."""
     rates, places = list(_success_rows(result.reports)), list(_place_rows(result))
     if console.is_terminal:
@@ -88,7 +92,7 @@ def _rate(report: EvaluationReport) -> str:
     return f"{format_estimate(report.success)} ({report.num_successes} of {report.num_valid}{invalid})"
 
 
-def _place_rows(result: TrainResult) -> Iterator[tuple[str, str]]:
+def _place_rows(result: "TrainResult") -> Iterator[tuple[str, str]]:
     minutes, seconds = divmod(round(result.seconds), 60)
     yield "time", f"{minutes} min {seconds} s of training"
     yield "run folder", str(result.folder)

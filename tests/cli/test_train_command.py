@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,18 @@ def test_an_episode_limit_beyond_the_context_is_told(agentrl: Any, config: Path)
     assert result.exit_code == 0, result.stderr
     note = "note: episodes end at 2048 tokens, the model's context, and not at rollout.max_episode_tokens=3000"
     assert note in result.stdout.splitlines()
+
+
+def test_a_mistyped_setting_is_told_before_pytorch_is_imported() -> None:
+    program = (
+        "import sys; from pathlib import Path; from agentrl.cli.train import run_training; "
+        "from agentrl.errors import ConfigError\n"
+        "try: run_training(Path(sys.argv[1]), ['recipee=arpo'], resume=False)\n"
+        "except ConfigError as error: print(error, {'torch', 'transformers'} & {*sys.modules})"
+    )
+    config = Path(__file__).parents[2] / "examples/quickstart.yaml"
+    told = subprocess.run([sys.executable, "-c", program, config], capture_output=True, text=True, check=True).stdout
+    assert told == "command line: recipee: unknown key. Did you mean 'recipe'? set()\n"
 
 
 @pytest.fixture
