@@ -1,13 +1,16 @@
 """Fixtures of all tests."""
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from tiny_models import make_byte_tokenizer, make_tiny_llama
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from agentrl.trainers.optimizer import MasterAdamW
 
-settings.register_profile("agentrl", deadline=None)  # a busy machine must not fail a test
+# A busy machine must not fail a test; and a test that passed must not fail on another day without a change of the code.
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("agentrl", patient, derandomize=True)
+settings.register_profile("explore", patient, max_examples=1000)  # pytest --hypothesis-profile=explore
 settings.load_profile("agentrl")
 
 

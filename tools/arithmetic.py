@@ -179,16 +179,8 @@ def ln(value: Number) -> Number:
         above_one = Fraction(value) - 1
         # Rounding would swallow the digits of a number so close to 1. The series ends where it is exact to 51 digits.
         if above_one and abs(above_one) < Fraction(1, 10**17):
-            return _series(to_real(above_one), (Fraction(1), Fraction(-1, 2), Fraction(1, 3)))
+            return real.series(to_real(above_one), (Fraction(-1, 2), Fraction(1, 3)), step=1)
     return real.ln(to_real(value))
-
-
-def _series(x: Number, coefficients: tuple[Fraction, ...]) -> Number:
-    """c1 x + c2 x^2 + c3 x^3 + ..., by Horner's rule."""
-    total: Number = 0
-    for coefficient in reversed(coefficients):
-        total = multiply(x, add(coefficient, total))
-    return total
 
 
 def square_root(value: Number) -> Number:

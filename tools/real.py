@@ -6,6 +6,7 @@ and 10^60 * sqrt(2) has no last digit before the point. The result of an operati
 number is that whole number.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import ROUND_DOWN, ROUND_FLOOR, ROUND_HALF_EVEN, ROUND_UP, Context, Decimal
 from fractions import Fraction
@@ -30,6 +31,7 @@ _HALF_PI_ERROR = Decimal((0, (1,), 2 - _WIDE.prec))
 """Bound on its rounding and that of its multiples, per multiple."""
 _MAX_EXPONENT = Decimal(7000)
 """exp of more than this is beyond MAX_DIGITS: 7000 / ln(10) = 3040."""
+_SLOPE_NEAR_0 = Decimal("1.00001")
 _MAX_ANGLE = Decimal("1e25")
 """Beyond this, digits of pi are missing to tell where in its period an angle lies."""
 
@@ -176,6 +178,20 @@ def atan(x: Real) -> Real | int:
     size = x.value.copy_abs()
     angle = _atan(size) if size <= 1 else _WIDE.subtract(_HALF_PI, _atan(_WIDE.divide(_ONE, size)))
     return rounded(angle.copy_sign(x.value), error)
+
+
+def series(x: Real, coefficients: Sequence[Fraction], step: int) -> Real | int:
+    """x + c1 x^(1 + step) + c2 x^(1 + 2 step) + ..., for a number so close to 0 that the sum rises like x itself.
+
+    Summed with digits to spare and rounded once: 1 + c1 x^step alone would pass for 1.
+    """
+    power = _WIDE.power(x.value, step)
+    factor = Decimal(0)
+    for coefficient in reversed(coefficients):
+        quotient = _WIDE.divide(Decimal(coefficient.numerator), Decimal(coefficient.denominator))
+        factor = _WIDE.multiply(power, _WIDE.add(quotient, factor))
+    total = _WIDE.add(x.value, _WIDE.multiply(x.value, factor))
+    return rounded(total, _UP.multiply(x.error, _SLOPE_NEAR_0))
 
 
 def _sine(x: Real, quarters_later: int) -> Real | int:

@@ -225,8 +225,8 @@ class _Handler(BaseHTTPRequestHandler):
         length = int(given)
         if length <= MAX_REQUEST_BYTES:
             return self.rfile.read(length)
-        for _ in range(min(length, _MAX_DISCARDED_BYTES) // _PIECE_BYTES):
-            self.rfile.read(_PIECE_BYTES)
+        for start in range(0, min(length, _MAX_DISCARDED_BYTES), _PIECE_BYTES):
+            self.rfile.read(min(_PIECE_BYTES, length - start))
         self._fail(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"A request may have {MAX_REQUEST_BYTES} bytes: split it.")
         return None
 

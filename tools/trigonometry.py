@@ -76,9 +76,7 @@ def _odd(value: Number, third: Fraction, fifth: Fraction) -> Number | None:
     """The series x + a x^3 + b x^5, for a number so close to 0 that no digit is missing; None for others."""
     if compare(absolute(value), Fraction(1, 10**9)) > 0:
         return None
-    value = to_real(value)  # also of an exact number this is not the exact value
-    square = multiply(value, value)
-    return multiply(value, add(1, multiply(square, add(third, multiply(square, fifth)))))
+    return real.series(to_real(value), (third, fifth), step=2)
 
 
 def sinh(value: Number) -> Number:
@@ -99,6 +97,9 @@ def cosh(value: Number) -> Number:
 
 def tanh(value: Number) -> Number:
     """The hyperbolic tangent, sinh(x) / cosh(x)."""
+    small = _odd(value, Fraction(-1, 3), Fraction(2, 15))
+    if small is not None:
+        return small
     if compare(absolute(value), 60) > 0:
         return sign(value)  # 1 - tanh(60) = 1.5e-52
     return divide(sinh(value), cosh(value))

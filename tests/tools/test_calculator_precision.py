@@ -115,6 +115,25 @@ def test_where_one_formula_ends_and_the_next_begins(name: str, argument: Fractio
         check(FUNCTIONS[name].compute(argument), getattr(mp, name)(exact(argument)))
 
 
+@pytest.mark.parametrize("name", ["sinh", "asinh", "atanh", "tanh"])
+def test_where_the_second_term_is_about_as_large_as_the_rounding(name: str) -> None:
+    """tanh x = x - x^3 / 3: at 5e-25 the second term is 4e-74, and the last of 50 digits of x is 1e-74."""
+    with mp.workdps(DIGITS):
+        for n in range(1, 100):
+            for k in (24, 25, 26, 27):
+                argument = Fraction(n, 10**k)
+                check(FUNCTIONS[name].compute(argument), getattr(mp, name)(exact(argument)))
+
+
+def test_logarithms_where_the_second_term_is_about_as_large_as_the_rounding() -> None:
+    """ln(1 + x) = x - x^2 / 2."""
+    with mp.workdps(DIGITS):
+        for n in range(-99, 100):
+            for k in (48, 49, 50, 51):
+                argument = 1 + Fraction(n, 10**k)
+                check(FUNCTIONS["ln"].compute(argument), mp.log(exact(argument)))
+
+
 def test_angles_close_to_multiples_of_pi() -> None:
     """There the sine is as small as it gets, and its digits are those that reduction of the angle leaves."""
     with mp.workdps(DIGITS):
