@@ -181,7 +181,7 @@ def atan(x: Real) -> Real | int:
 
 
 def series(x: Real, coefficients: Sequence[Fraction], step: int) -> Real | int:
-    """x + c1 x^(1 + step) + c2 x^(1 + 2 step) + ..., for a number so close to 0 that the sum rises like x itself.
+    """The sum x + c1 x^(1 + step) + c2 x^(1 + 2 step) + ... for a number so close to 0 that it rises like x itself.
 
     Summed with digits to spare and rounded once: 1 + c1 x^step alone would pass for 1.
     """

@@ -17,8 +17,8 @@ LEAKED = "LEAKED"
 _SMALL: dict[str, int] = {"memory_mb": 200, "file_mb": 8, "disk_mb": 32, "inodes": 2000, "pids": 32, "open_files": 64}
 BUSY = Limits(cpu_s=0.3, wall_s=30, **_SMALL)
 """For programs that burn CPU: however slow the machine, it is the CPU limit that ends them."""
-IDLE = Limits(cpu_s=20, wall_s=1.5, **_SMALL)
-"""For programs that wait."""
+IDLE = Limits(cpu_s=20, wall_s=3, **_SMALL)
+"""For programs that wait. The cells that look for damage afterwards have no more, on a machine that may stand still."""
 ROOMY = Limits(cpu_s=5, wall_s=30, **_SMALL)
 """For programs that do much, but come to an end."""
 MANY_FILES = Limits(cpu_s=5, wall_s=30, **{**_SMALL, "open_files": 256})

@@ -1,7 +1,6 @@
 """Group memory: programs that take more of it than they may, also where a limit per process does not see it."""
 
 from agentrl.sandbox.attacks.attack import (
-    IDLE,
     MANY_FILES,
     OUT_OF_MEMORY,
     RESET,
@@ -31,7 +30,7 @@ for _ in range(4):
         time.sleep(60)
 num_ready = 0
 while num_ready < 4: num_ready += len(os.read(ready, 4))
-time.sleep(1)
+time.sleep(20)
 print("LEAKED 320 MB in", num_ready, "children")
 """
 )
@@ -150,7 +149,7 @@ def _many_files(id: int, name: str, code: str, expect: Expectation) -> Attack:
 MEMORY = [
     _memory(12, "one large block", "bytearray(10 ** 9)", _TOO_MUCH),
     _memory(13, "many blocks", "blocks = []\nwhile True: blocks.append(bytearray(10 ** 6))", _TOO_MUCH),
-    Attack(14, "memory", "memory of children together", _CHILDREN, OUT_OF_MEMORY | timeout("wall"), IDLE),
+    Attack(14, "memory", "memory of children together", _CHILDREN, OUT_OF_MEMORY | timeout("wall"), ROOMY),
     _memory(
         15,
         "files in memory",
@@ -159,14 +158,14 @@ MEMORY = [
         bare=Bare.DANGEROUS,
     ),
     _many_files(221, "many files in memory", _MANY_MEMFDS, ok("got") | OUT_OF_MEMORY),
-    Attack(222, "memory", "memory of orphans together", _ORPHANS, OUT_OF_MEMORY | timeout("wall"), IDLE),
+    Attack(222, "memory", "memory of orphans together", _ORPHANS, OUT_OF_MEMORY | timeout("wall"), ROOMY),
     Attack(
         223,
         "memory",
         "memory of children that hide it",
         _HIDDEN_CHILDREN,
         OUT_OF_MEMORY | timeout("wall"),
-        IDLE,
+        ROOMY,
         bare=Bare.DANGEROUS,
     ),
     _memory(224, "large shared mapping", _SHARED_MAPPING, ok("REFUSED mmap") | OUT_OF_MEMORY),

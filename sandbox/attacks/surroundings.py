@@ -15,8 +15,8 @@ from typing import Self
 
 _VARIABLE = "AGENTRL_ATTACKED_API_KEY"
 _IS_LINUX = sys.platform == "linux"
-_LEFTOVER_S = 1.0
-"""For as long a process that was killed may take to be gone from the list of processes."""
+_LEFTOVER_S = 30.0
+"""For as long a process that was killed may take to be gone from the list of processes, however busy the machine is."""
 
 
 class Surroundings:

@@ -1,6 +1,6 @@
 """Group time: programs that do not end, and programs that fight the clock."""
 
-from agentrl.sandbox.attacks.attack import BOMB, CPU, IDLE, WALL, Attack, Bare, error, refused, timeout
+from agentrl.sandbox.attacks.attack import BOMB, CPU, IDLE, ROOMY, WALL, Attack, Bare, error, refused, timeout
 from agentrl.sandbox.attacks.programs import ATTEMPT, MARKED
 
 _IGNORE_ALL = """
@@ -34,7 +34,7 @@ threading.stack_size(1 << 16)
 try:
     for _ in range(200): threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
 except RuntimeError as cause: print("REFUSED thread", cause)
-time.sleep(1)
+time.sleep(20)
 if threading.active_count() > 100: print("LEAKED", threading.active_count(), "threads")
 time.sleep(60)
 """
@@ -105,7 +105,7 @@ TIME = [
     Attack(8, "time", "text of a huge integer", _HUGE_TEXT, CPU),
     Attack(9, "time", "timers and signals of limits switched off", _NO_TIMERS, CPU),
     Attack(10, "time", "sets the clock", _SET_CLOCK, refused("clock"), bare=Bare.DANGEROUS),
-    Attack(11, "time", "flood of threads, then a hang", _THREADS, BOMB, IDLE),
+    Attack(11, "time", "flood of threads, then a hang", _THREADS, BOMB, ROOMY),
     Attack(201, "time", "a child burns the CPU", _BUSY_CHILD, CPU),
     Attack(202, "time", "orphans burn the CPU", _BUSY_ORPHANS, CPU),
     Attack(203, "time", "children burn the CPU one after the other", _RELAY, CPU),

@@ -35,8 +35,8 @@ from agentrl.sandbox.owner import owned_name
 
 _START_S = 60.0
 _CLOSE_S = 10.0
-_DEATH_S = 1.0
-"""How long after its stream a process ends."""
+_DEATH_S = 10.0
+"""How long after its stream a process ends on a machine that is badly overloaded."""
 _LAST_WORDS_BYTES = 1 << 16
 
 

@@ -46,7 +46,7 @@ def start_trainer(code: str, *, as_user: bool = False, **options: Any) -> "subpr
 def run_trainer(code: str, *, as_user: bool = False) -> str:
     """What such a process prints."""
     with start_trainer(code, as_user=as_user) as trainer:
-        output, _ = trainer.communicate(timeout=120)
+        output, _ = trainer.communicate(timeout=300)
     assert trainer.returncode == 0
     return output
 
@@ -115,7 +115,7 @@ def _environment(folders: tuple[str, ...]) -> dict[str, str]:
     return {"PATH": "/usr/bin:/bin", "PYTHONPATH": os.pathsep.join(folders), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def wait_until(condition: Callable[[], bool], limit_s: float = 30.0) -> bool:
+def wait_until(condition: Callable[[], bool], limit_s: float = 120.0) -> bool:
     """Whether a condition comes true in time."""
     deadline = time.monotonic() + limit_s
     while not condition():

@@ -5,10 +5,12 @@ import contextlib
 import io
 import os
 import re
+import secrets
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ import agentrl.sandbox.attacks
 from agentrl.errors import InfrastructureError
 from agentrl.sandbox import ExecResult, Limits
 from agentrl.sandbox.attacks import ATTACKS, Attack, Bare, Cell, Expectation, Surroundings, run_attack, run_attacks
+from agentrl.sandbox.attacks import surroundings as surroundings_module
 from agentrl.sandbox.attacks.attack import BUSY, CPU, RESET, ROOMY, died, error, fill, killed, ok
 from agentrl.sandbox.attacks.surroundings import leftovers
 from agentrl.sandbox.core import SandboxFileError
@@ -373,23 +376,33 @@ def test_a_signal_to_another_process_is_noticed_once(surroundings: Surroundings,
     assert surroundings.damage() is None
 
 
+@pytest.fixture
+def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there is not waited for to go."""
+    monkeypatch.setattr(surroundings_module, "_LEFTOVER_S", 0.0)
+
+
 TAKE_NAME = "import ctypes, sys\nctypes.CDLL(None).prctl(15, b'{}', 0, 0, 0)\nprint('named', flush=True)\n"
 
 
+@pytest.mark.usefixtures("one_look")
 def test_processes_that_are_left_are_found_by_their_name() -> None:
-    code = TAKE_NAME.format("deadbeef) Z 1") + "sys.stdin.read()"
+    mark = secrets.token_hex(4)
+    code = TAKE_NAME.format(f"{mark}) Z 1") + "sys.stdin.read()"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None
     assert child.stdout.readline() == b"named\n"
-    assert leftovers("deadbeef") == [child.pid]
+    assert leftovers(mark) == [child.pid]
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert leftovers("deadbeef") == [], "a zombie is no living process"
+    assert leftovers(mark) == [], "a zombie is no living process"
     child.communicate()
 
 
+@pytest.mark.usefixtures("one_look")
 def test_a_process_whose_first_thread_has_ended_is_alive() -> None:
-    code = TAKE_NAME.format("deadbee1") + (
+    mark = secrets.token_hex(4)
+    code = TAKE_NAME.format(mark) + (
         "import threading\nthreading.Thread(target=sys.stdin.read).start()\nctypes.CDLL(None).pthread_exit(0)"
     )
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -397,9 +410,21 @@ def test_a_process_whose_first_thread_has_ended_is_alive() -> None:
     assert child.stdout.readline() == b"named\n"
     while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
         pass
-    assert leftovers("deadbee1") == [child.pid]
+    assert leftovers(mark) == [child.pid]
     child.kill()
     child.communicate()
+
+
+def test_a_process_that_was_killed_has_time_to_go() -> None:
+    mark = secrets.token_hex(4)
+    code = TAKE_NAME.format(mark) + "sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == b"named\n"
+        end = threading.Timer(0.2, child.kill)
+        end.start()
+        assert leftovers(mark) == []
+        end.join()
 
 
 LEAVES_A_PROCESS = """
@@ -410,6 +435,7 @@ _ = child.stdout.readline()
 """
 
 
+@pytest.mark.usefixtures("one_look")
 def test_an_attack_that_leaves_a_process_is_noticed(surroundings: Surroundings) -> None:
     session = FakeSession()
     outcome = run_attack(session, FakeSession(), attack(LEAVES_A_PROCESS), surroundings)
@@ -429,10 +455,10 @@ def test_surroundings_leave_nothing_behind(monkeypatch: pytest.MonkeyPatch, befo
         values, secret = dict(things.values), things.secret
         assert os.environ[str(values["VARIABLE"])] == secret
         assert Path(str(values["CANARY"])).read_text() == secret
+        services = list(things._sockets.values())
     assert dict(os.environ) == variables
     assert not Path(str(values["FOLDER"])).exists()
-    with socket.socket() as client, pytest.raises(ConnectionRefusedError):
-        client.connect(("127.0.0.1", values["PORT"]))
+    assert {service.fileno() for service in services} == {-1}, "the ports may be somebody else's by now"
     with socket.socket(socket.AF_UNIX) as client, pytest.raises(ConnectionRefusedError):
         client.connect(f"\0{values['ABSTRACT']}")
     assert processes_called(str(values["BYSTANDER"])) == []

@@ -116,13 +116,20 @@ def test_an_alarm_does_not_ring_between_cells(open_session: OpenSession) -> None
 
 def test_an_interpreter_that_ends_between_two_cells_is_reported_and_replaced(open_session: OpenSession) -> None:
     session = open_session(BUSY)
-    session.run("x = 1\nimport os, threading\nthreading.Timer(0.1, os._exit, [0]).start()")
+    code = """
+import os, threading, time
+def strike():
+    while not os.path.exists("strike"): time.sleep(0.02)
+    os._exit(0)
+threading.Thread(target=strike).start()
+"""
+    assert session.run(code).status == "ok"
+    session.write("strike", b"")
     folder = folder_of(open_session(BUSY))  # another session does not care
     assert folder.exists()
-    for _ in range(200):
-        result = session.run("import time; time.sleep(0.02)")
-        if result.status != "ok":
-            break
+    deadline = time.monotonic() + 60
+    while (result := session.run("time.sleep(0.02)")).status == "ok":
+        assert time.monotonic() < deadline
     # The thread strikes in a cell, which is then rolled back without it, or between two cells.
     assert (result.state, result.reason) in [("rolled_back", "died"), ("reset", "ended")]
     assert session.run("2").output == "2\n"

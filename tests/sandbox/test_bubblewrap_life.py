@@ -7,6 +7,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,8 +47,8 @@ def echo() -> Iterator[BubblewrapLink]:
 
 
 def talk(link: BubblewrapLink, text: bytes) -> bytes:
-    link.send(text, 10)
-    return link.receive(1000, 10)
+    link.send(text, 60)
+    return link.receive(1000, 60)
 
 
 def processes_of_ours() -> list[int]:
@@ -72,13 +73,13 @@ def test_bytes_go_both_ways_with_deadlines(echo: BubblewrapLink) -> None:
 
 def test_the_end_of_the_program_ends_the_stream() -> None:
     with contextlib.closing(start("/usr/bin/true")) as link:
-        assert link.receive(1, 10) == b""
+        assert link.receive(1, 60) == b""
         assert not link.ran_out_of_memory()
 
 
 def test_a_program_that_cannot_start_has_last_words() -> None:
     with contextlib.closing(start("/no/such/program")) as link:
-        assert link.receive(1, 10) == b""
+        assert link.receive(1, 60) == b""
         assert "/no/such/program" in link.last_words()
 
 
@@ -97,7 +98,7 @@ def test_closing_wakes_a_thread_that_waits_and_may_be_done_twice(echo: Bubblewra
     for closer in closers:
         closer.start()
     for closer in [*closers, thread]:
-        closer.join(30)
+        closer.join(60)
         assert not closer.is_alive()
     assert received in ([b""], ["closed"])
     assert processes_of_ours() == []
@@ -133,7 +134,7 @@ def test_closing_kills_whatever_a_program_has_started() -> None:
     script = "import os, signal, time\nif os.fork() == 0: os.setsid(); os.fork()\n"
     script += "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 60))\nprint(0, flush=True)\nwhile True: time.sleep(1)"
     with contextlib.closing(start(_find_setup(DEFAULT_PACKAGES).python.executable, "-c", script)) as link:
-        assert link.receive(1, 30) == b"0"
+        assert link.receive(1, 60) == b"0"
         (outer,) = processes_of_ours()
         assert wait_until(lambda: len(descendants(outer)) == 3), "process 1, a child in a session of its own, its child"
         everything = {outer, *descendants(outer)}
@@ -175,15 +176,19 @@ def test_a_forked_trainer_opens_its_own() -> None:
 def test_a_hundred_sandboxes_leave_nothing() -> None:
     """Case 103 in short."""
 
-    def count() -> dict[str, object]:
-        return {
-            "descriptors": len(os.listdir("/proc/self/fd")),
-            "threads": threading.active_count(),
-            "children": Path("/proc/thread-self/children").read_text(),
-            "mounts": len(Path("/proc/self/mountinfo").read_text().splitlines()),
-            "processes": processes_of_ours(),
-            "groups": groups_of_ours(),
-        }
+    def count() -> Counter[str]:
+        """Mounts by their place: of everybody's, as other containers come and go, each with places of its own."""
+        mounts = Counter(line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines())
+        return Counter(
+            {
+                "descriptors": len(os.listdir("/proc/self/fd")),
+                "threads": threading.active_count(),
+                "children": len(Path("/proc/thread-self/children").read_text().split()),
+                "mounts over each other": max(mounts.values()),
+                "processes": len(processes_of_ours()),
+                "groups": len(groups_of_ours()),
+            }
+        )
 
     with contextlib.closing(start("/usr/bin/cat")) as link:  # what is set up once
         talk(link, b"x")
@@ -195,8 +200,8 @@ def test_a_hundred_sandboxes_leave_nothing() -> None:
     for _ in range(2):
         with contextlib.closing(Bubblewrap().open(limits=GENEROUS)) as session:
             assert session.run("1 + 1").output == "2\n"
-    assert count() == before
-    assert before["groups"] == []
+    assert count() <= before
+    assert before["groups"] == before["processes"] == 0
 
 
 def test_a_bubblewrap_that_fails_is_an_infrastructure_failure(tmp_path: Path) -> None:
@@ -218,7 +223,7 @@ def test_a_pidfd_stands_for_one_process() -> None:
         assert not os.get_inheritable(fd)
         assert not pidfd_wait(fd, 0.01)
         pidfd_kill(fd)
-        assert pidfd_wait(fd, 30)
+        assert pidfd_wait(fd, 60)
         assert process.wait() == -signal.SIGKILL
         pidfd_kill(fd)  # gone: quiet
         os.close(fd)

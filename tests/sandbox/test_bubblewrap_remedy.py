@@ -48,7 +48,7 @@ def test_what_bubblewrap_says_is_quoted_and_nothing_stays(monkeypatch: pytest.Mo
         with pytest.raises(SandboxUnavailableError, match="Creating new namespace failed"):
             Bubblewrap().open(limits=Limits())
         counts.append(len(os.listdir("/proc/self/fd")))
-    assert counts[1] == counts[2], "the first opens what is kept"
+    assert counts[1] >= counts[2], "the first opens what is kept"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a program in a bubblewrap sandbox sees and may do, started by root and by a normal user."""
 
+import contextlib
 import json
 import os
 import stat
@@ -100,7 +101,9 @@ def project_files() -> set[tuple[int, int]]:
     found = set()
     for folder, names, files in os.walk(Path(agentrl.__file__).parents[1]):
         names[:] = [name for name in names if not name.startswith(".") and name != "node_modules"]
-        found |= {identity_of(os.path.join(folder, name)) for name in files}
+        for name in files:
+            with contextlib.suppress(FileNotFoundError):  # a module is being compiled: such a file is soon renamed
+                found.add(identity_of(os.path.join(folder, name)))
     return found
 
 

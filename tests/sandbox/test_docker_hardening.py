@@ -43,6 +43,12 @@ def refusal(action, *arguments):
     except OSError as error:
         return type(error).__name__
 
+def mode(path):
+    try:
+        return os.lstat(path).st_mode
+    except FileNotFoundError:  # in /sys things come and go with other containers
+        return 0
+
 def cgroup(*paths):
     return next(int(read(path)) for path in paths if os.path.exists(path))
 
@@ -74,9 +80,9 @@ facts = {
     "kernel control": refusal(open, "/proc/sysrq-trigger", "w"),
     "cgroup escape": refusal(open, "/sys/fs/cgroup/release_agent", "w"),
     "sockets": [path for folder, _, names in os.walk("/") for name in names if not folder.startswith("/proc")
-                and stat.S_ISSOCK(os.lstat(path := os.path.join(folder, name)).st_mode)],
+                and stat.S_ISSOCK(mode(path := os.path.join(folder, name)))],
     "setuid": [path for folder, _, names in os.walk("/usr") for name in names
-               if os.lstat(path := os.path.join(folder, name)).st_mode & (stat.S_ISUID | stat.S_ISGID)],
+               if mode(path := os.path.join(folder, name)) & (stat.S_ISUID | stat.S_ISGID)],
 }
 print(facts)
 '''

@@ -63,8 +63,13 @@ def test_a_forked_copy_abandons_without_harm(docker_sandbox: DockerSandbox) -> N
 
 def test_silence_is_a_timeout_however_much_is_written_to_standard_error(docker_sandbox: DockerSandbox) -> None:
     link = start_program(docker_sandbox, "import os\ndef main():\n  while True: os.write(2, b'noise\\n')")
-    with pytest.raises(TimeoutError):
-        link.receive(1, 0.3)
+
+    def stays_silent() -> bool:
+        with pytest.raises(TimeoutError):
+            link.receive(1, 0.3)
+        return link.last_words() != ""  # by then it has begun
+
+    assert wait_until(stays_silent)
     with pytest.raises(TimeoutError):
         link.send(bytes(50 * MEBIBYTE), 0.3)  # it does not read either
     assert link.last_words() in ("n", "no", "noi", "nois", "noise")  # the last piece ends anywhere

@@ -22,6 +22,7 @@ from agentrl.sandbox import SandboxUnavailableError
 from agentrl.sandbox.docker.engine import Engine
 from agentrl.sandbox.docker.image import build_image
 from agentrl.sandbox.docker.sandbox import IMAGE, DockerSandbox
+from agentrl.sandbox.runner.process_tree import descendants
 
 
 class OwnEngine:
@@ -68,14 +69,17 @@ def test_the_end_of_the_engine_is_no_fault_of_the_program(engine: OwnEngine, num
 
     def loop() -> None:
         try:
-            session.run("open('begun', 'w').close()\nwhile True: pass")
+            session.run("while True: pass")
         except Exception as error:
             errors.append(error)
 
     cell = threading.Thread(target=loop)
     cell.start()
+    (container,) = containers_of()
+    runner = sandbox._engine.client().api.inspect_container(container)["State"]["Pid"]
+    assert wait_until(lambda: len(descendants(runner)) == 2), "while a cell runs there is a checkpoint too"
     engine.end(number)
-    cell.join(60)
+    cell.join(120)
     assert not cell.is_alive()
     (error,) = errors
     assert isinstance(error, InfrastructureError)

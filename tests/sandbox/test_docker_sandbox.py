@@ -2,9 +2,11 @@
 
 import io
 import os
+import secrets
 import socket
 import sys
 import tarfile
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +47,15 @@ def test_levels() -> None:
 
 
 def test_a_missing_image_is_named_with_the_command_that_makes_it_and_never_pulled(
-    docker_sandbox: DockerSandbox,
+    docker_sandbox: DockerSandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pulled_at = Engine().client().info()["Images"]
+    pulled: list[str] = []
+    monkeypatch.setattr(type(Engine().client().api), "pull", lambda self, name, *_, **__: pulled.append(name))
     with pytest.raises(
         SandboxUnavailableError, match=r"no image 'python:0\.9'.*build-image --tag python:0\.9`.*--from-host"
     ):
         DockerSandbox("python:0.9").open(limits=Limits())
-    assert Engine().client().info()["Images"] == pulled_at
+    assert pulled == []
 
 
 def test_an_unknown_runtime_is_named_with_those_there_are(docker_sandbox: DockerSandbox) -> None:
@@ -60,43 +63,49 @@ def test_an_unknown_runtime_is_named_with_those_there_are(docker_sandbox: Docker
         DockerSandbox(docker_sandbox._image, runtime="nonesuch").open(limits=Limits())
 
 
-def test_an_image_with_volumes_is_refused(docker_sandbox: DockerSandbox) -> None:
+@pytest.fixture
+def tag() -> str:
+    """Of an image of one test: others may use the engine too."""
+    return f"test-{secrets.token_hex(8)}"
+
+
+def test_an_image_with_volumes_is_refused(docker_sandbox: DockerSandbox, tag: str) -> None:
     client = Engine().client()
     before = containers_of()
     container = client.containers.create(docker_sandbox._image, "true", network_mode="none")
-    container.commit("agentrl-sandbox", "with-volume", changes="VOLUME /data")
+    container.commit("agentrl-sandbox", tag, changes="VOLUME /data")
     container.remove()
     try:
         with pytest.raises(ConfigError, match=r"declares volumes \(/data\).*without VOLUME"):
-            DockerSandbox("agentrl-sandbox:with-volume").open(limits=Limits())
+            DockerSandbox(f"agentrl-sandbox:{tag}").open(limits=Limits())
         assert containers_of().keys() <= before.keys()
     finally:
-        client.images.remove("agentrl-sandbox:with-volume")
+        client.images.remove(f"agentrl-sandbox:{tag}")
 
 
-def test_an_image_without_the_box_will_do(docker_sandbox: DockerSandbox) -> None:
+def test_an_image_without_the_box_will_do(docker_sandbox: DockerSandbox, tag: str) -> None:
     client = Engine().client()
     command = ["python3", "-c", "import os; os.rmdir('/box')"]
     container = client.containers.create(docker_sandbox._image, command, network_mode="none", user="0:0")
     container.start()
     assert container.wait()["StatusCode"] == 0
-    container.commit("agentrl-sandbox", "without-box")
+    container.commit("agentrl-sandbox", tag)
     container.remove()
     try:
-        session = DockerSandbox("agentrl-sandbox:without-box").open(limits=GENEROUS)
+        session = DockerSandbox(f"agentrl-sandbox:{tag}").open(limits=GENEROUS)
         assert session.run("open('a', 'w').write('b')").output == "1\n"
         session.close()
     finally:
-        client.images.remove("agentrl-sandbox:without-box")
+        client.images.remove(f"agentrl-sandbox:{tag}")
 
 
-def test_a_start_that_fails_leaves_nothing(docker_sandbox: DockerSandbox) -> None:
+def test_a_start_that_fails_leaves_nothing(docker_sandbox: DockerSandbox, tag: str) -> None:
     client = docker_sandbox._engine.client()
     empty = io.BytesIO()
     tarfile.open(fileobj=empty, mode="w").close()
-    client.api.import_image_from_data(empty.getvalue(), repository="agentrl-sandbox:empty")
+    client.api.import_image_from_data(empty.getvalue(), repository="agentrl-sandbox", tag=tag)
     try:
-        broken = DockerSandbox("agentrl-sandbox:empty")
+        broken = DockerSandbox(f"agentrl-sandbox:{tag}")
         broken._engine = docker_sandbox._engine
         client.close()  # idle connections, of which it keeps a bounded number
         containers, descriptors = containers_of(), len(os.listdir("/proc/self/fd"))
@@ -106,7 +115,7 @@ def test_a_start_that_fails_leaves_nothing(docker_sandbox: DockerSandbox) -> Non
         assert len(os.listdir("/proc/self/fd")) <= descriptors
         assert containers_of().keys() <= containers.keys()
     finally:
-        client.images.remove("agentrl-sandbox:empty")
+        client.images.remove(f"agentrl-sandbox:{tag}")
 
 
 def test_without_a_socket_the_ways_out_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -128,18 +137,18 @@ def test_a_refused_connection_means_that_the_engine_must_be_started(
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become somebody else")
-def test_a_forbidden_socket_means_that_the_user_needs_the_group(tmp_path: Path) -> None:
-    tmp_path.chmod(0o711)
-    with socket.socket(socket.AF_UNIX) as engine:
-        path = f"/tmp/agentrl-{os.getpid()}.sock"  # every folder of `tmp_path` would have to be opened up
+def test_a_forbidden_socket_means_that_the_user_needs_the_group() -> None:
+    # Every folder of `tmp_path` would have to be opened up.
+    with socket.socket(socket.AF_UNIX) as engine, tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o711)
+        path = f"{folder}/docker.sock"
         engine.bind(path)
         os.chmod(path, 0o600)
         engine.listen()
         code = "from agentrl.sandbox.docker.engine import Engine\n"
         code += "try: Engine().client()\nexcept Exception as error: print(type(error).__name__, error)"
         with start_trainer(code, as_user=True, env={"DOCKER_HOST": f"unix://{path}"}) as trainer:
-            output, _ = trainer.communicate(timeout=120)
-        os.remove(path)
+            output, _ = trainer.communicate(timeout=300)
     assert output.startswith("SandboxUnavailableError")
     assert "usermod -aG docker" in output
 

@@ -14,7 +14,7 @@ from agentrl.sandbox import Limits, SandboxFileError, SecurityLevel, http_servic
 from agentrl.sandbox.http_service import HttpSandbox
 from agentrl.sandbox.stateless import StatelessSession
 
-LIMITS = Limits(wall_s=5, memory_mb=100)
+LIMITS = Limits(wall_s=60, memory_mb=100)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_the_request_has_the_services_names() -> None:
     with fusion_service() as (address, requests):
         HttpSandbox(address).open(limits=LIMITS, files={"a": b"\1"}).run("1")
     (request,) = requests
-    expected = {"language": "python", "run_timeout": 5, "memory_limit_MB": 100, "files": {"a": "AQ=="}}
+    expected = {"language": "python", "run_timeout": 60, "memory_limit_MB": 100, "files": {"a": "AQ=="}}
     assert {name: request[name] for name in expected} == expected
 
 
