@@ -80,6 +80,14 @@ class QuietHandler(BaseHTTPRequestHandler):
         pass
 
 
+@contextlib.contextmanager
+def unused_address() -> Iterator[str]:
+    """Host and port that nobody listens at, nor begins to: the port is taken by a socket that never listens."""
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{place.getsockname()[1]}"
+
+
 ServerT = TypeVar("ServerT", bound=LocalServer)
 
 

@@ -81,7 +81,11 @@ class FakeVllm:
         self.on_death: Callable[[], object] = lambda: None
         self.on_turn: Callable[[dict[str, Any]], None] = lambda body: None
         self.lock = threading.Lock()
-        self.port = 0
+        self._place = socket.socket()
+        """Keeps the port while the server is dead."""
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self.port: int = self._place.getsockname()[1]
         self.start()
 
     @property
@@ -110,7 +114,6 @@ class FakeVllm:
         self._sockets: set[socket.socket] = set()
         self._server = _Server(("127.0.0.1", self.port), _Handler)
         self._server.fake = self
-        self.port = self._server.server_port
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
         self._thread.start()
 
@@ -120,10 +123,9 @@ class FakeVllm:
             if self.is_dead:
                 return
             self.is_dead = True
-        self._server.socket.close()
-        for connection in list(self._sockets):
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+            self._server.socket.close()
+            for connection in self._sockets:
+                _hang_up(connection)
         self.on_death()
 
     def restart(self) -> None:
@@ -140,6 +142,7 @@ class FakeVllm:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+        self._place.close()
 
     # Answers ---------------------------------------------------------------------------------------------------------
 
@@ -213,11 +216,19 @@ class _Server(ThreadingHTTPServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         connection, address = super().get_request()
-        self.fake._sockets.add(connection)
+        with self.fake.lock:
+            self.fake._sockets.add(connection)
+            if self.fake.is_dead:  # since the connection was taken
+                _hang_up(connection)
         return connection, address
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that leaves is no news."""
+
+
+def _hang_up(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -294,23 +305,26 @@ class _Handler(BaseHTTPRequestHandler):
             fake.num_overloaded -= overloaded
             fake.num_failing -= failing and not overloaded
             dies = fake.dies_after is not None and len(fake.bodies) > fake.dies_after
+            on_turn = fake.on_turn
         fake.arrived.set()
+        answer: tuple[int, Any]
         try:
             if dies:
                 fake.die()
                 return
-            fake.on_turn(body)
+            on_turn(body)
             if not self._waited():
                 return
             if overloaded:
-                self._send(503, _error("Service Unavailable", 503))
+                answer = 503, _error("Service Unavailable", 503)
             elif failing:
-                self._send(500, _error("EngineCore encountered an issue", 500))
+                answer = 500, _error("EngineCore encountered an issue", 500)
             else:
-                self._send(*self._generated(body))
+                answer = self._generated(body)
         finally:
             with fake.lock:
                 fake.num_running -= 1
+        self._send(*answer)  # it does not run any more: the client may have sent the next turn before this returns
 
     def _generated(self, body: dict[str, Any]) -> tuple[int, Any]:
         fake, fields = self.fake, body["sampling_params"]

@@ -18,7 +18,7 @@ RIGHT = "def add(a, b):\n    return a + b\n"
 
 @pytest.fixture(scope="module")
 def reward() -> UnitTestReward:
-    limits = Limits(cpu_s=1.0, wall_s=5.0, output_bytes=20_000)
+    limits = Limits(cpu_s=1.0, wall_s=60.0, output_bytes=20_000)
     return UnitTestReward(open_sandbox("unsafe_subprocess"), limits)
 
 

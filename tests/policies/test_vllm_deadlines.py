@@ -2,13 +2,13 @@
 
 import asyncio
 import json
-import selectors
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+from virtual_time import run_in_virtual_time
 from vllm_server import ORDER
 
 from agentrl.policies.vllm import connection
@@ -19,32 +19,6 @@ from agentrl.policies.vllm.server import ServerEngine
 
 Answer = Callable[[dict[str, Any]], Coroutine[Any, Any, None]]
 DEADLINES = Deadlines(turn_s=60.0, per_token_s=0.5)
-
-
-class Clock(selectors.SelectSelector):
-    """Goes on to the next timer instead of waiting for it."""
-
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> Any:
-        ready = super().select(0)
-        assert ready or timeout is not None, "everybody waits for somebody else"
-        if not ready and timeout is not None:
-            self.now += timeout
-        return ready
-
-
-@pytest.fixture
-def run() -> Iterator[Callable[[Coroutine[Any, Any, Any]], Any]]:
-    clock = Clock()
-
-    def new_loop() -> asyncio.AbstractEventLoop:
-        loop = asyncio.SelectorEventLoop(clock)
-        loop.time = lambda: clock.now  # type: ignore[method-assign]
-        return loop
-
-    with asyncio.Runner(loop_factory=new_loop) as runner:
-        yield runner.run
 
 
 @pytest.fixture
@@ -72,7 +46,7 @@ def engine_for(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], ServerEngi
 
 
 @pytest.mark.parametrize("num_tokens", [64, 512])
-def test_a_queue_in_the_server_costs_nothing(run: Any, engine_for: Any, num_tokens: int) -> None:
+def test_a_queue_in_the_server_costs_nothing(engine_for: Any, num_tokens: int) -> None:
     """256 turns, of which it samples 64 at a time, at 140 tokens a second for all of them.
 
     Of 512 tokens each, 64 turns take 234 s and the last ones end after 936 s, when 316 s are the deadline of one.
@@ -94,10 +68,10 @@ def test_a_queue_in_the_server_costs_nothing(run: Any, engine_for: Any, num_toke
         await pool.close()
         return asyncio.get_running_loop().time()
 
-    assert run(act()) == pytest.approx(4 * num_tokens * 64 / 140)
+    assert run_in_virtual_time(act()) == pytest.approx(4 * num_tokens * 64 / 140)
 
 
-def test_a_server_that_answers_others_only_is_lost_once_it_has_answered_those(run: Any, engine_for: Any) -> None:
+def test_a_server_that_answers_others_only_is_lost_once_it_has_answered_those(engine_for: Any) -> None:
     """Seed 0 never comes; the rest come one by one, 50 s apart, until 500 s. Then 60 + 0.5 * 40 = 80 s pass."""
 
     async def answer(fields: dict[str, Any]) -> None:
@@ -112,10 +86,10 @@ def test_a_server_that_answers_others_only_is_lost_once_it_has_answered_those(ru
         await engine.close()
         return asyncio.get_running_loop().time()
 
-    assert run(act()) == pytest.approx(580.0)
+    assert run_in_virtual_time(act()) == pytest.approx(580.0)
 
 
-def test_answers_about_health_are_no_progress(run: Any, engine_for: Any) -> None:
+def test_answers_about_health_are_no_progress(engine_for: Any) -> None:
     """vLLM's front end says that all is well while its engine hangs."""
 
     async def answer(fields: dict[str, Any]) -> None:
@@ -132,4 +106,4 @@ def test_answers_about_health_are_no_progress(run: Any, engine_for: Any) -> None
         await engine.close()
         return asyncio.get_running_loop().time()
 
-    assert run(act()) == pytest.approx(80.0)
+    assert run_in_virtual_time(act()) == pytest.approx(80.0)

@@ -40,6 +40,7 @@ def read_elsewhere(text: str, path: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the system has no /dev/shm to look into")
 def test_another_process_reads_them_and_nothing_stays(tmp_path: Path) -> None:
+    gc.collect()  # what other tests have left
     before = shared_files()
     flat = torch.arange(12.0)
     tensors = {

@@ -3,6 +3,7 @@
 import asyncio
 
 import pytest
+from virtual_time import run_in_virtual_time
 
 from agentrl.policies.vllm.patience import Patience
 
@@ -23,7 +24,7 @@ def test_waiting_goes_on_while_others_are_answered() -> None:
         await asyncio.gather(*(one(str(number), 0.25 * number * SILENCE_S) for number in range(1, 9)))
         assert order == list("12345678")
 
-    asyncio.run(work())
+    run_in_virtual_time(work())
 
 
 def test_silence_ends_it_for_all() -> None:
@@ -39,7 +40,7 @@ def test_silence_ends_it_for_all() -> None:
         assert [type(outcome) for outcome in outcomes] == [type(None), TimeoutError, TimeoutError]
         assert asyncio.get_running_loop().time() - began >= 1.5 * SILENCE_S
 
-    asyncio.run(work())
+    run_in_virtual_time(work())
 
 
 def test_a_failure_is_no_answer() -> None:
@@ -65,4 +66,4 @@ def test_a_failure_is_no_answer() -> None:
             task.cancel()
         await asyncio.gather(*waiting, return_exceptions=True)
 
-    asyncio.run(work())
+    run_in_virtual_time(work())

@@ -307,7 +307,7 @@ def test_an_adapter_stays_while_a_turn_uses_it(serve: Serve, tmp_path: Path) -> 
     async def exchange(engine: ServerEngine) -> Any:
         await engine.load_weights(tmp_path, 1)
         task = asyncio.ensure_future(engine.generate(replace(ORDER, version=1)))
-        await asyncio.to_thread(server.arrived.wait, 10)
+        assert await asyncio.to_thread(server.arrived.wait, 60)
         await engine.load_weights(tmp_path, 2)
         names = list(server.adapters)
         hang.set()

@@ -1,7 +1,6 @@
 """A counting environment whose tool has state, and a policy that plays a script."""
 
 import random
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -14,13 +13,13 @@ from agentrl.tools.core import Tool
 
 
 class Counter(Tool):
-    """Adds to a number that it remembers; can sleep, and can break."""
+    """Adds to a number that it remembers, and can break."""
 
     name = "add"
     description = "Adds to the counter."
     parameters: ClassVar[dict[str, Any]] = {
         "type": "object",
-        "properties": {"amount": {"type": "integer"}, "sleep_s": {"type": "number"}},
+        "properties": {"amount": {"type": "integer"}},
         "required": ["amount"],
     }
     inline = True
@@ -42,7 +41,6 @@ class Counter(Tool):
         Counter.live -= 1
 
     def call(self, arguments: Mapping[str, Any]) -> str:
-        time.sleep(arguments.get("sleep_s", 0.0))
         if arguments["amount"] == 666:
             raise InfrastructureError("the counter's server is gone")
         self.total += arguments["amount"]
@@ -75,9 +73,8 @@ class SlowCounting(Counting):
     tools: Sequence[Tool] = (ThreadedCounter(),)
 
 
-def call(amount: int, sleep_s: float = 0.0) -> str:
-    arguments = {"amount": amount} | ({"sleep_s": sleep_s} if sleep_s else {})
-    return f'<tool_call>\n{{"name": "add", "arguments": {arguments}}}\n</tool_call>'.replace("'", '"')
+def call(amount: int) -> str:
+    return f'<tool_call>\n{{"name": "add", "arguments": {{"amount": {amount}}}}}\n</tool_call>'
 
 
 def random_script(request: Request, text: str) -> Reply:

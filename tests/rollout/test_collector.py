@@ -3,12 +3,13 @@
 import dataclasses
 import random
 import re
-import time
+import threading
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
-from rollout_scripts import Counter, Counting, SlowCounting, WatchedPolicy, call, random_script
+from rollout_scripts import Counter, Counting, SlowCounting, ThreadedCounter, WatchedPolicy, call, random_script
 
 from agentrl.chat.template import ChatFormat
 from agentrl.errors import ConfigError, ForkError
@@ -172,22 +173,32 @@ def test_the_same_tree_whatever_the_completion_order(
 
 
 def test_a_sleeping_tool_delays_nobody_else(make_collector: Any) -> None:
-    """Eight episodes of four calls; the first call of one of them sleeps. The others finish before it wakes up."""
+    """Eight episodes of four calls; the first call of one of them sleeps until the others have finished."""
 
-    finished: dict[str, float] = {}
+    finished: list[str] = []
+    others_finished, in_time = threading.Event(), []
 
     def script(request: Request, text: str) -> Reply:
         turn = text.count("<|im_start|>assistant")
         if turn == 5:
-            finished[text.split("Count to ")[1].split(".")[0]] = time.monotonic()
+            finished.append(text.split("Count to ")[1].split(".")[0])
+            if len(finished) == 7:
+                others_finished.set()
             return Reply("done")
-        return Reply(call(1, sleep_s=1.5 if "Count to 0." in text and turn == 1 else 0.0))
+        return Reply(call(7 if "Count to 0." in text and turn == 1 else 1))
 
-    start = time.monotonic()
-    trees = make_collector(script, SlowCounting).collect(range(8), GroupPlan(size=1), seed=0)
+    class Sleepy(ThreadedCounter):
+        def call(self, arguments: Mapping[str, Any]) -> str:
+            if arguments["amount"] == 7:
+                in_time.append(others_finished.wait(60))
+            return super().call(arguments)
+
+    class Sleeping(Counting):
+        tools = (Sleepy(),)
+
+    trees = make_collector(script, Sleeping).collect(range(8), GroupPlan(size=1), seed=0)
     assert len(trees) == len(finished) == 8
-    others = max(when for task, when in finished.items() if task != "0")
-    assert others < start + 1.5 <= finished["0"]
+    assert (in_time, finished[-1]) == ([True], "0")
 
 
 def test_lockstep_waits_for_every_tool(make_collector: Any) -> None:

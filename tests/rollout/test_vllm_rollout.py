@@ -97,9 +97,15 @@ def test_the_trees_are_those_of_the_scripted_policy(
 def test_one_of_two_servers_dies_and_nobody_notices(
     make_collector: Any, open_policy: Open, serve: Serve, expected: list[Any], turns: int
 ) -> None:
-    """The first dies under a turn, with others in flight (two of the turns are those of the check at the beginning)."""
-    dying, other = serve(say, dies_after=turns), serve(say)
+    """The first dies under a turn, with others in flight (two of the turns are those of the check at the beginning).
+
+    The other one answers none before that, and holds at most four of the sixteen episodes: the twelve shortest have 31
+    turns, so that the first gets its last one whichever episodes those are.
+    """
+    hang = threading.Event()
+    dying, other = serve(say, dies_after=turns), serve(say, max_num_seqs=4)
     policy = open_policy(dying, other)
+    other.hang, dying.on_death = hang, hang.set
     trees = make_collector(policy=policy).collect(range(4), PLAN, seed=3)
     assert texts(trees) == expected
     assert dying.is_dead

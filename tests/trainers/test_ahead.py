@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import time
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -73,7 +74,14 @@ def test_a_pause_waits_for_the_batch_under_way_and_lets_none_begin() -> None:
     sampling = Sampling()
     ahead = SampledAhead(sampling, first=0, end=5, max_staleness=2)
     assert sampling.has_begun[0].wait(WAIT_S)
-    threading.Timer(0.05, sampling.finish, [0]).start()
+
+    def finish_once_the_pause_is_wanted() -> None:
+        ends_at = time.monotonic() + WAIT_S
+        while not ahead._is_paused and time.monotonic() < ends_at:
+            time.sleep(0.001)
+        sampling.finish(0)
+
+    threading.Thread(target=finish_once_the_pause_is_wanted).start()
     with ahead.paused():
         assert sampling.may_end[0].is_set()
         assert sampling.begun == [0]

@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,29 @@ SETTINGS = (
 )
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "agentrl.cli", "train", *arguments]
+KILLED = """
+import os, signal
+from agentrl.cli.main import main
+from agentrl.runs import RunFolder
+
+log = RunFolder.log
+
+def log_and_die(self, update, metrics):
+    log(self, update, metrics)
+    if update == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+RunFolder.log = log_and_die
+main()
+"""
 
 
-def start(run: Path) -> list[str]:
-    return command(str(ROOT / "examples" / "quickstart.yaml"), *SETTINGS, f"run={run}")
+def command(*arguments: str, program: Sequence[str] = ("-m", "agentrl.cli")) -> list[str]:
+    return [sys.executable, *program, "train", *arguments]
+
+
+def start(run: Path, **options: Any) -> list[str]:
+    return command(str(ROOT / "examples" / "quickstart.yaml"), *SETTINGS, f"run={run}", **options)
 
 
 def rows(run: Path) -> list[dict[str, Any]]:
@@ -44,13 +61,9 @@ def test_kill_minus_9_and_resume(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(start(whole), check=True, capture_output=True)
 
-    process = subprocess.Popen(start(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None:
-        if (killed / "metrics.jsonl").exists() and any(row["update"] == 3 for row in rows(killed)):
-            process.send_signal(signal.SIGKILL)
-            break
-        time.sleep(0.02)
-    assert process.wait() == -signal.SIGKILL
+    process = subprocess.run(start(killed, program=("-c", KILLED)), capture_output=True)
+    assert process.returncode == -signal.SIGKILL, process.stderr.decode()
+    assert rows(killed)[-1]["update"] == 3
     assert not last(killed).exists()
     subprocess.run(command("--resume", str(killed)), check=True, capture_output=True)
 

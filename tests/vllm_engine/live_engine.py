@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-from process_tree import descendants, left_after
+from process_tree import descendants, left_after, name_of
 from torch import Tensor
 
 from agentrl.policies.core import Completion, Request, Sampling
@@ -46,10 +46,10 @@ class LiveEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        below = {pid for pid in descendants(os.getpid()) if Path(f"/proc/{pid}/comm").read_text().startswith("VLLM")}
+        below = {pid for pid in descendants(os.getpid()) if name_of(pid).startswith("VLLM")}
         self.run(self.engine.close())
         self.runner.close()
-        assert left_after(below, 30.0) == set()
+        assert left_after(below, 120.0) == set()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self.runner.run(work)

@@ -21,6 +21,14 @@ def descendants(pid: int) -> set[int]:
     return found
 
 
+def name_of(pid: int) -> str:
+    """As the kernel shortens it; empty if the process has ended."""
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
+
+
 def alive(pids: set[int]) -> set[int]:
     """Those that run; one that has ended and was not reaped does not."""
     found = set()

@@ -27,7 +27,7 @@ from agentrl.policies.vllm.settings import EngineSettings
 from agentrl.policies.vllm.weights import WeightFiles
 
 CLOSE = 1e-3
-SECONDS = 30.0
+SECONDS = 120.0
 
 
 @contextlib.contextmanager

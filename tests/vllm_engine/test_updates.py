@@ -124,20 +124,24 @@ def test_an_adapter_is_refused_by_an_engine_without_lora(live: LiveEngine, tmp_p
 
 def test_a_turn_may_go_on_across_an_update(live: LiveEngine, loaded: LoadedModel) -> None:
     prompt, old = long_prompt(loaded), live.follow(loaded.model)
+    perturb(loaded.model, 1e-3)
 
     async def update_meanwhile() -> Sampled:
-        turn = asyncio.create_task(live.engine.generate(make_order(prompt, max_tokens=600)))
-        await _until(lambda: live.vllm.get_num_unfinished_requests() == 1)
-        await asyncio.sleep(0.2)
-        perturb(loaded.model, 1e-3)
         with WeightFiles(loaded.model) as files, files.write(old + 1) as path:
+            turn = asyncio.create_task(live.engine.generate(make_order(prompt, max_tokens=800)))
+            await _until(lambda: num_sampled() > 0)
             await live.engine.load_weights(path, old + 1)
         return await turn
+
+    def num_sampled() -> int:
+        """Tokens of the turn that have arrived."""
+        turns = live.vllm.output_processor.request_states.values()
+        return sum(turn.detokenizer.num_output_tokens() for turn in turns)
 
     turn = live.run(update_meanwhile())
     live.version = old + 1
     assert turn.versions == (old, old + 1)
-    assert len(turn.token_ids) == 600
+    assert len(turn.token_ids) == 800
 
 
 def test_cancelling_frees_the_request(live: LiveEngine, loaded: LoadedModel) -> None:
@@ -183,7 +187,7 @@ def test_a_killed_engine_is_noticed_by_every_call(live: LiveEngine, loaded: Load
         await _until(lambda: live.vllm.get_num_unfinished_requests() == 1)
         core.kill()
         with pytest.raises(EngineLostError):
-            await asyncio.wait_for(turn, 20)
+            await asyncio.wait_for(turn, 120)
 
     live.run(kill())
     with pytest.raises(EngineLostError):

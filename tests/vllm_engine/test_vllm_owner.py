@@ -10,7 +10,7 @@ from process_tree import descendants, left_after
 pytestmark = pytest.mark.vllm
 
 HERE = Path(__file__).parent
-SECONDS = 30.0
+SECONDS = 120.0
 
 
 def test_nothing_is_left_of_the_engine_of_a_killed_trainer() -> None:
@@ -30,6 +30,6 @@ def test_nothing_is_left_of_the_engine_of_a_killed_trainer() -> None:
 def test_a_script_that_starts_itself_again_is_told_what_to_do(tmp_path: Path) -> None:
     script = tmp_path / "unguarded.py"
     script.write_text((HERE / "open_and_wait.py").read_text().replace('if __name__ == "__main__":', "if True:"))
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=900)
     assert done.returncode != 0
     assert "Put what it does under: if __name__ == '__main__':" in done.stderr

@@ -164,7 +164,7 @@ def test_a_killed_owner_leaves_nothing_for_long(tmp_path: Path) -> None:
 
     def run(how: str) -> None:
         environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-        subprocess.run([sys.executable, "-c", code, str(tmp_path), how], env=environment, timeout=120)
+        subprocess.run([sys.executable, "-c", code, str(tmp_path), how], env=environment, timeout=600)
 
     run("end")
     assert list(tmp_path.iterdir()) == []
