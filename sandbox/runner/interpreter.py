@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 from agentrl.sandbox.runner.cells import Namespace, StandardStreams
 from agentrl.sandbox.runner.cloning import clone_sibling
-from agentrl.sandbox.runner.frames import Channel, FrameError, encode
+from agentrl.sandbox.runner.frames import Channel, FrameError
 from agentrl.sandbox.runner.open_files import find_obstacle, split_files
 from agentrl.sandbox.runner.process_tree import kill_group
 
@@ -135,11 +135,10 @@ class Interpreter:
             return False
         os.setsid()  # before the cell begins: killing its process group must never kill its checkpoint
         self._channel.close()
-        # Before the rest: the cell waits for this, and whatever a copy does makes the kernel copy pages first.
-        os.write(fd, encode({"op": "ready", "pid": os.getpid()}))
         self._channel = Channel.adopt(fd, max_bytes=sys.maxsize)
         self._group_to_kill = group
         _restore_random_state(random_state)
+        self._channel.send({"op": "ready", "pid": os.getpid()})
         return True
 
     def _move(self, source: str, target: str) -> None:

@@ -15,7 +15,6 @@ from typing import NamedTuple
 _PR_SET_CHILD_SUBREAPER = 36
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
-_HAS_PROC = os.path.exists("/proc/self/stat")
 
 
 class Usage(NamedTuple):
@@ -147,7 +146,7 @@ def becomes_child(pid: int, limit_s: float = 0.1) -> bool:
 
     True where there is no /proc to tell.
     """
-    if not _HAS_PROC:
+    if not os.path.exists("/proc/self/stat"):
         return True
     deadline = time.monotonic() + limit_s
     while (stat := _read_stat(pid)) is not None:
