@@ -6,6 +6,7 @@
 """
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -156,6 +157,7 @@ def _attack(
 
 def footprint(sandbox: RunnerSandbox | None = None) -> dict[str, int]:
     """What this process and its sandboxes hold at the moment, but for connections to an engine that wait for use."""
+    gc.collect()  # a client that finds no engine is left to the collector, with its connection
     me = Path("/proc/self")
     if isinstance(sandbox, DockerSandbox):
         sandbox._engine.client().close()  # those only: the client connects again when it is asked for something

@@ -1,5 +1,6 @@
 """Images: what is in one that is made of the running Python, and that both kinds run sessions."""
 
+import os
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from agentrl.sandbox.docker.host_image import _Root, write_root
 from agentrl.sandbox.docker.image import build_image
 from agentrl.sandbox.docker.sandbox import DockerSandbox
 
+NAME = f"agentrl-sandbox-tested-{os.getpid()}"
+"""Of images; an engine may serve several test runs at a time."""
 linux_only = pytest.mark.skipif(sys.platform != "linux", reason="takes Linux programs into an image")
 
 
@@ -89,7 +92,7 @@ def test_no_path_of_this_machine_shows(members: dict[str, tarfile.TarInfo]) -> N
 def remove_images(docker_sandbox: DockerSandbox) -> Iterator[None]:
     yield
     client = Engine().client()
-    for image in client.images.list("agentrl-sandbox-tested"):
+    for image in client.images.list(NAME):
         client.images.remove(image.id, force=True)
 
 
@@ -118,14 +121,14 @@ def test_the_command_line_makes_an_image_of_this_python_without_network() -> Non
         "build-image",
         "--from-host",
         "--tag",
-        "agentrl-sandbox-tested:host",
+        f"{NAME}:host",
         "--package",
         "packaging",
     ]
     ended = CliRunner().invoke(app, command)
     assert ended.exit_code == 0, ended.output
-    assert ended.output.startswith("built agentrl-sandbox-tested:host (")
-    facts = facts_of("agentrl-sandbox-tested:host")
+    assert ended.output.startswith(f"built {NAME}:host (")
+    facts = facts_of(f"{NAME}:host")
     assert facts["version"] == sys.version_info[:3]
     assert facts["packages"] == ["packaging"]
     assert facts["setuid"] == []
@@ -133,10 +136,10 @@ def test_the_command_line_makes_an_image_of_this_python_without_network() -> Non
 
 @pytest.mark.usefixtures("remove_images")
 def test_the_dockerfile_makes_an_image_of_any_base(docker_sandbox: DockerSandbox) -> None:
-    built = build_image("agentrl-sandbox-tested:base", base=docker_sandbox._image, packages=())
+    built = build_image(f"{NAME}:base", base=docker_sandbox._image, packages=())
     assert built.image_id.startswith("sha256:")
     assert built.num_bytes > 10_000_000
-    facts = facts_of("agentrl-sandbox-tested:base")
+    facts = facts_of(f"{NAME}:base")
     assert facts["packages"] == ["numpy"]  # of its base
     assert facts["links"] == ["/box/work", "/box/tmp"]
     assert facts["setuid"] == []
@@ -144,7 +147,7 @@ def test_the_dockerfile_makes_an_image_of_any_base(docker_sandbox: DockerSandbox
 
 def test_a_build_that_fails_shows_its_last_lines(docker_sandbox: DockerSandbox) -> None:
     with pytest.raises(InfrastructureError, match="No module named pip"):
-        build_image("agentrl-sandbox-tested:broken", base=docker_sandbox._image, packages=("numpy",))
+        build_image(f"{NAME}:broken", base=docker_sandbox._image, packages=("numpy",))
 
 
 def test_a_base_and_the_host_exclude_each_other() -> None:

@@ -1,10 +1,11 @@
 """After a trainer that was killed no process, control group or folder stays; and nothing else is touched."""
 
+import contextlib
 import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from agentrl.sandbox import cleanup
 from agentrl.sandbox.cleanup import FOLDER_PREFIX, PROCESS_PREFIX, clean_up, find_leftovers
 from agentrl.sandbox.linux import cgroups
 from agentrl.sandbox.linux.cgroups import Cgroup, find_place, owned_groups
-from agentrl.sandbox.owner import owned_name, owner_id, owner_in
+from agentrl.sandbox.owner import is_dead, owned_name, owner_id, owner_in
 from agentrl.sandbox.runner.process_tree import descendants
 
 OPEN = """
@@ -49,9 +50,30 @@ def janitors_of(pid: int) -> list[int]:
     return [one for one, text in command_lines().items() if "pidfd_wait" in text and f" {pid} " in text[-400:]]
 
 
+def stat_of(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the state on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
 @pytest.fixture
 def dead_owner() -> str:
     return run_trainer(DEAD_OWNER_CODE).strip()
+
+
+@pytest.fixture
+def dead_here(dead_owner: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An owner who is dead for this process alone, with a folder for temporary files that is its own.
+
+    Every trainer that starts or ends elsewhere on this machine cleans up as well, and might be the first to do so.
+    """
+    parts = dead_owner.split(".")
+    parts[2] += "0"  # another pid namespace, of which nobody else knows anything
+    owner = ".".join(parts)
+    assert not is_dead(owner)
+    monkeypatch.setattr(cleanup, "is_dead", lambda other: other == owner or is_dead(other))
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    return owner
 
 
 @pytest.mark.parametrize(
@@ -103,8 +125,9 @@ def test_a_janitor_removes_what_no_runner_can(kill: Callable[[int, int], None]) 
         "folder = tempfile.mkdtemp(prefix=owned_name(FOLDER_PREFIX))\n"
         "os.makedirs(folder + '/work/' + 'deep/' * 100)\n"
         "sleeping = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
-        "if find_place(): find_place().create().add(sleeping.pid)\n"
-        "print(owner_id(), sleeping.pid if find_place() else 0, flush=True)\n"
+        "place = find_place()\n"
+        "if place: place.create().add(sleeping.pid)\n"
+        "print(owner_id(), sleeping.pid if place else 0, flush=True)\n"
         "time.sleep(600)\n"
     )
     with start_trainer(making, start_new_session=True) as trainer:
@@ -148,21 +171,21 @@ def test_a_trainer_has_one_janitor_which_is_not_its_child_and_a_forked_one_its_o
         janitors = [pid for trainer_pid in pids for pid in janitors_of(trainer_pid)]
         assert len(janitors) == 2
         for janitor in janitors:
-            fields = Path(f"/proc/{janitor}/stat").read_text().rpartition(")")[2].split()
-            assert int(fields[1]) not in pids, "parent"
-            assert int(fields[3]) != os.getsid(trainer.pid), "session"
-            assert fields[0] == "S", "asleep"
+            _, parent, _, session, *_ = stat_of(janitor)
+            assert int(parent) not in pids
+            assert int(session) != os.getsid(trainer.pid)
+            assert wait_until(lambda janitor=janitor: stat_of(janitor)[0] == "S"), "asleep"  # type: ignore[misc]
         trainer.kill()
         for pid in pids - {trainer.pid}:
             os.kill(pid, signal.SIGKILL)
     assert wait_until(lambda: not set(janitors) & command_lines().keys())
 
 
-def test_the_living_keep_what_is_theirs(dead_owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_living_keep_what_is_theirs(dead_here: str) -> None:
     mine, nobodys = (
         Path(tempfile.mkdtemp(prefix=prefix)) for prefix in (owned_name(FOLDER_PREFIX), f"{FOLDER_PREFIX}older_")
     )
-    dead = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{dead_owner}_"))
+    dead = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{dead_here}_"))
     try:
         assert f"folder {dead}" in clean_up()
         assert not dead.exists()
@@ -173,8 +196,8 @@ def test_the_living_keep_what_is_theirs(dead_owner: str, monkeypatch: pytest.Mon
         nobodys.rmdir()
 
 
-def test_a_folder_of_somebody_else_or_a_link_is_left_alone(dead_owner: str, tmp_path: Path) -> None:
-    trap = Path(tempfile.gettempdir(), f"{FOLDER_PREFIX}{dead_owner}_trap")
+def test_a_folder_of_somebody_else_or_a_link_is_left_alone(dead_here: str, tmp_path: Path) -> None:
+    trap = Path(tempfile.gettempdir(), f"{FOLDER_PREFIX}{dead_here}_trap")
     (tmp_path / "precious").write_text("x")
     trap.symlink_to(tmp_path)
     try:
@@ -189,22 +212,26 @@ def test_a_folder_of_somebody_else_or_a_link_is_left_alone(dead_owner: str, tmp_
         trap.rmdir()
 
 
-def test_groups_and_processes_of_the_dead_are_removed(dead_owner: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_groups_and_processes_of_the_dead_are_removed(dead_here: str, monkeypatch: pytest.MonkeyPatch) -> None:
     place = find_place()
-    monkeypatch.setattr(cgroups, "owned_name", lambda prefix: f"{prefix}{dead_owner}_")
-    name = f"{PROCESS_PREFIX}{dead_owner}_"
+    monkeypatch.setattr(cgroups, "owned_name", lambda prefix: f"{prefix}{dead_here}_")
+    name = f"{PROCESS_PREFIX}{dead_here}_"
     with subprocess.Popen([name, "-c", "sleep 600 & wait"], executable="/bin/sh", start_new_session=True) as process:
-        group: Cgroup | None = place.create() if place else None
-        assert wait_until(lambda: bool(descendants(process.pid)))
-        below = set(descendants(process.pid))
-        removed = clean_up()
-        assert f"process {process.pid} (bubblewrap)" in removed
-        process.wait(timeout=30)
-        assert not below & command_lines().keys()
+        try:
+            group: Cgroup | None = place.create() if place else None
+            assert wait_until(lambda: name in command_lines().get(process.pid, "") and bool(descendants(process.pid)))
+            below = set(descendants(process.pid))
+            removed = clean_up()
+            assert f"process {process.pid} (bubblewrap)" in removed
+            process.wait(timeout=60)
+            assert not below & command_lines().keys()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     if group is not None:
         assert f"control group {group.folders[0]}" in removed or f"control group {group.folders[-1]}" in removed
         assert not any(folder.exists() for folder in group.folders)
-    assert left_of(dead_owner) == []
+    assert left_of(dead_here) == []
 
 
 def test_outlasting_ends_after_two_quiet_looks_or_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -217,23 +244,21 @@ def test_outlasting_ends_after_two_quiet_looks_or_in_time(monkeypatch: pytest.Mo
     cleanup.outlast(limit_s=0.05, pause_s=0.01)
 
 
-@pytest.fixture
-def left_over_folder(dead_owner: str) -> Iterator[Path]:
-    folder = Path(tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{dead_owner}_"))
-    yield folder
-    assert not folder.exists()
-
-
-def test_the_command_says_what_it_removed(left_over_folder: Path) -> None:
+def test_the_command_says_what_it_removed(dead_here: str) -> None:
+    folder = tempfile.mkdtemp(prefix=f"{FOLDER_PREFIX}{dead_here}_")
     answer = CliRunner().invoke(app, ["sandbox", "cleanup"])
     assert answer.exit_code == 0
-    assert f"removed folder {left_over_folder}\n" in answer.output
+    assert f"removed folder {folder}\n" in answer.output
+    assert not Path(folder).exists()
     answer = CliRunner().invoke(app, ["sandbox", "cleanup"])
-    assert str(left_over_folder) not in answer.output
+    assert folder not in answer.output
 
 
-def test_starting_removes_what_was_left_by_those_killed_with_their_janitor(left_over_folder: Path) -> None:
-    run_trainer("from agentrl.sandbox.janitor import ensure_janitor; ensure_janitor()")
+def test_starting_removes_what_was_left_by_those_killed_with_their_janitor(dead_owner: str, tmp_path: Path) -> None:
+    (tmp_path / f"{FOLDER_PREFIX}{dead_owner}_x").mkdir()
+    code = f"import tempfile; tempfile.tempdir = {str(tmp_path)!r}\n"
+    run_trainer(f"{code}from agentrl.sandbox.janitor import ensure_janitor; ensure_janitor()")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_owner_is_read_from_the_names_of_its_things_only() -> None:

@@ -1,6 +1,7 @@
 """Podman in Docker's place: what it is asked for, and its walls, looked at and pushed against from inside."""
 
 import ast
+import os
 import platform
 import threading
 from collections.abc import Iterator
@@ -223,15 +224,16 @@ def test_no_end_is_taken_for_a_lack_of_memory_that_podman_does_not_tell(sandbox:
 def test_volumes_of_an_image_cannot_be_written_to(sandbox: DockerSandbox) -> None:
     client = sandbox._engine.client()
     container = client.api.create_container(sandbox._image, "true")["Id"]
-    client.api.commit(container, "agentrl-sandbox", "with-volume", changes="VOLUME /data")
+    tag = f"with-volume-{os.getpid()}"  # an engine may serve several test runs at a time
+    client.api.commit(container, "agentrl-sandbox", tag, changes="VOLUME /data")
     client.api.remove_container(container)
     try:
-        session = DockerSandbox("agentrl-sandbox:with-volume").open(limits=GENEROUS)
+        session = DockerSandbox(f"agentrl-sandbox:{tag}").open(limits=GENEROUS)
         output = session.run("import os\nos.makedirs('/data', exist_ok=True); open('/data/x', 'w')").output
         session.close()
         assert "Read-only file system" in output
     finally:
-        client.images.remove("agentrl-sandbox:with-volume")
+        client.images.remove(f"agentrl-sandbox:{tag}")
 
 
 def test_a_missing_image_is_named_with_the_command_that_makes_it(sandbox: DockerSandbox) -> None:
@@ -253,7 +255,7 @@ def test_sessions_that_end_together_leave_nothing(sandbox: DockerSandbox) -> Non
 def test_a_killed_trainer_leaves_nothing(sandbox: DockerSandbox, code: str) -> None:
     owner = kill_trainer(code, sandbox._image)
     if code is CREATES_ONLY:  # only who opens a session has a janitor; this is what every trainer begins with
-        assert sandbox._engine.remove_leftovers() >= 1
+        sandbox._engine.remove_leftovers()  # how many is not known: the janitor of another trainer may be here as well
     assert wait_until(lambda: not containers_of(owner))
 
 

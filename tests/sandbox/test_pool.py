@@ -134,10 +134,11 @@ def test_a_forked_copy_of_the_host_begins_with_an_empty_pool(pool: WarmPool) -> 
     session = pool.open(limits=LIMITS)
     wait_until(lambda: pool.count_ready(LIMITS) == 2)
     read_fd, write_fd = os.pipe()
-    if os.fork() == 0:
+    pid = os.fork()
+    if pid == 0:
         os.write(write_fd, str(pool.count_ready(LIMITS)).encode())
         os._exit(0)
-    os.wait()
+    os.waitpid(pid, 0)  # that one alone: sandboxes are children, too
     assert os.read(read_fd, 10) == b"0"
     os.close(read_fd)
     os.close(write_fd)

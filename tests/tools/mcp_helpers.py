@@ -1,16 +1,19 @@
 """Starting the MCP servers of the tests, and looking at what became of them."""
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from agentrl.messages import ToolCall
-from agentrl.tools import McpTool, Toolbox, ToolResult, mcp_tools
+from agentrl.tools import McpTool, Toolbox, ToolResult, mcp_connection, mcp_tools
 
 SERVERS = Path(__file__).parent / "mcp_servers"
 EVERYTHING = (sys.executable, str(SERVERS / "everything.py"))
@@ -39,13 +42,43 @@ def exists(pid: int) -> bool:
         return False
 
 
-def wait_until(holds: Callable[[], bool], limit_s: float = 20.0) -> bool:
+def wait_until(holds: Callable[[], bool], limit_s: float = 60.0) -> bool:
     ends_at = time.monotonic() + limit_s
     while not holds():
         if time.monotonic() > ends_at:
             return False
         time.sleep(0.01)
     return True
+
+
+def pass_deadline_when(holds: Callable[[], bool], limit_s: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Has a limit of so many seconds pass when a condition comes true, and not before: when the server has begun."""
+
+    @asynccontextmanager
+    async def passing() -> AsyncIterator[None]:
+        async with asyncio.timeout(None) as scope:
+
+            async def watch() -> None:
+                while not holds():
+                    await asyncio.sleep(0.01)
+                scope.reschedule(asyncio.get_running_loop().time())
+
+            watching = asyncio.create_task(watch())
+            try:
+                yield
+            finally:
+                watching.cancel()
+
+    class Asyncio:
+        """Stands for the module."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(asyncio, name)
+
+        def timeout(self, seconds: float) -> AbstractAsyncContextManager[object]:
+            return passing() if seconds == limit_s else asyncio.timeout(seconds)
+
+    monkeypatch.setattr(mcp_connection, "asyncio", Asyncio())
 
 
 def started(log: Path) -> list[int]:

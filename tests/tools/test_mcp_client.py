@@ -11,13 +11,13 @@ from typing import Any
 import anyio
 import pytest
 from mcp import Client, StdioServerParameters
-from mcp_helpers import EVERYTHING, bare, bare_tools, call, serving, wait_until
+from mcp_helpers import EVERYTHING, bare, bare_tools, call, pass_deadline_when, serving, wait_until
 
 from agentrl.chat.tool_calls import format_tool_call
 from agentrl.envs import make
 from agentrl.errors import ConfigError, InfrastructureError, UnknownNameError
 from agentrl.messages import ToolCall
-from agentrl.tools import McpTool, Toolbox, ToolStatus, close_mcp_servers, make_tools, mcp_tools
+from agentrl.tools import McpTool, Toolbox, ToolStatus, close_mcp_servers, make_tools, mcp_connection, mcp_tools
 
 NAMES = ("add", "plot", "fail", "picture")
 
@@ -94,13 +94,16 @@ def test_what_is_no_text_is_said_in_text(toolbox: Toolbox) -> None:
     ]
 
 
-def test_a_call_that_takes_too_long_is_cancelled_at_the_server(toolbox: Toolbox, tmp_path: Path) -> None:
+def test_a_call_that_takes_too_long_is_cancelled_at_the_server(
+    toolbox: Toolbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mark = tmp_path / "mark"
+    monkeypatch.setattr(mcp_connection, "PROBE_S", 60.0)
+    pass_deadline_when(mark.exists, 0.5, monkeypatch)
     result = call(toolbox, "sleep", seconds=600.0, mark=str(mark))
     assert result.status is ToolStatus.ERROR
     assert result.text == "Tool 'sleep' gave no result within 0.5 s; the call was cancelled."
-    assert wait_until(mark.exists)
-    assert mark.read_text() == "cancelled"  # written by the server's handler
+    assert wait_until(lambda: mark.read_text() == "cancelled")  # written by the server's handler
     assert call(toolbox, "add", a=1, b=1).text == "2"
 
 

@@ -8,7 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mcp_helpers import EVERYTHING, bare, bare_tools, call, exists, serving, started, wait_until
+from mcp_helpers import (
+    EVERYTHING,
+    bare,
+    bare_tools,
+    call,
+    exists,
+    pass_deadline_when,
+    serving,
+    started,
+    wait_until,
+)
 
 from agentrl.errors import InfrastructureError
 from agentrl.messages import JsonDict
@@ -16,10 +26,12 @@ from agentrl.tools import Toolbox, ToolStatus, close_mcp_servers, mcp_connection
 
 
 @pytest.fixture(autouse=True)
-def _quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(mcp_connection, "PROBE_S", 0.5)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A server that ends, or answers, may take its time; that of others is for each test to set."""
+    monkeypatch.setattr(mcp_connection, "PROBE_S", 60.0)
+    monkeypatch.setattr(mcp_connection, "CLOSE_S", 90.0)
     monkeypatch.setattr(mcp_servers, "_FIRST_PAUSE_S", 0.01)
-    monkeypatch.setattr(mcp_process, "EXIT_GRACE_S", 0.3)
+    monkeypatch.setattr(mcp_process, "EXIT_GRACE_S", 60.0)
     yield
     close_mcp_servers()
 
@@ -82,10 +94,14 @@ def test_a_server_that_is_killed_between_calls(tmp_path: Path) -> None:
     assert calls_of(log, "echo") == []
 
 
-def test_a_slow_call_is_cancelled_by_a_notification_that_names_it(tmp_path: Path) -> None:
+def test_a_slow_call_is_cancelled_by_a_notification_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     log = tmp_path / "log"
+    pass_deadline_when(lambda: bool(calls_of(log, "hang")), 0.2, monkeypatch)
     with Toolbox(bare_tools(log, deadline_s=0.2)) as toolbox:
         assert call(toolbox, "hang").status is ToolStatus.ERROR
+    with Toolbox(bare_tools(log)) as toolbox:
         assert call(toolbox, "echo", text="still here").ok
     (hung,) = calls_of(log, "hang")
     (cancelled,) = received(log, "notifications/cancelled")
@@ -93,13 +109,18 @@ def test_a_slow_call_is_cancelled_by_a_notification_that_names_it(tmp_path: Path
     assert len(started(log)) == 1
 
 
-def test_a_server_that_does_not_react_at_all(tmp_path: Path) -> None:
+def test_a_server_that_does_not_react_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"
-    tools = bare_tools(log, deadline_s=0.2)
-    with Toolbox(tools) as toolbox, pytest.raises(InfrastructureError, match="does not answer"):
+    monkeypatch.setattr(mcp_connection, "PROBE_S", 0.5)
+    monkeypatch.setattr(mcp_process, "EXIT_GRACE_S", 0.3)
+    pass_deadline_when(lambda: bool(calls_of(log, "freeze")), 0.2, monkeypatch)
+    with (
+        Toolbox(bare_tools(log, deadline_s=0.2)) as toolbox,
+        pytest.raises(InfrastructureError, match="does not answer"),
+    ):
         call(toolbox, "freeze")
     assert wait_until(lambda: not exists(started(log)[0]))
-    with Toolbox(tools) as toolbox:
+    with Toolbox(bare_tools(log)) as toolbox:
         assert call(toolbox, "echo", text="x").ok
 
 
@@ -120,11 +141,13 @@ def test_a_server_that_ends_at_once(tmp_path: Path) -> None:
     assert len(started(log)) == 1
 
 
-def test_a_server_that_never_answers(tmp_path: Path) -> None:
+def test_a_server_that_never_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     log = tmp_path / "log"
+    monkeypatch.setattr(mcp_process, "EXIT_GRACE_S", 0.3)
+    pass_deadline_when(lambda: log.exists() and bool(started(log)), 0.3, monkeypatch)
     with pytest.raises(InfrastructureError, match=r"did not answer within 0\.3 s of its start"):
         bare_tools(log, "mute", start_s=0.3)
-    assert not exists(started(log)[0])
+    assert wait_until(lambda: not exists(started(log)[0]))
 
 
 def test_restarts_are_bounded(tmp_path: Path) -> None:

@@ -227,10 +227,13 @@ def test_a_search_that_breaks_is_an_error_500(server: RetrievalServer, capsys: p
 
 def test_a_client_that_sends_half_and_waits_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval_server._Handler, "timeout", 0.05)
+    monkeypatch.setattr(retrieval_server, "MAX_THREADS", 1)
     with RetrievalServer(INDEX) as server:
+        server._server.turns.acquire()  # so that the server does not begin to wait before the half has been sent
         connection = connect(server)
         connection.connect()
         connection.sock.sendall(b"POST /retrieve HTTP/1.1\r\nContent-Length: 100\r\n\r\n{")
+        server._server.turns.release()
         assert connection.sock.recv(1000) == b""
 
 
@@ -259,7 +262,8 @@ def takes_connections(server: RetrievalServer) -> bool:
     return True
 
 
-def test_a_stop_finishes_what_was_begun_and_frees_the_port(scripted: Scripted) -> None:
+def test_a_stop_finishes_what_was_begun_and_frees_the_port(scripted: Scripted, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retrieval_server, "_FINISH_S", 60.0)
     server = RetrievalServer(scripted)
     found: list[int] = []
     client = threading.Thread(target=lambda: found.append(ask(server, {"query": "wait"})[0]))

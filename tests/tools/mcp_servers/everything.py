@@ -48,8 +48,9 @@ def die(status: int) -> str:
 
 @server.tool()
 async def sleep(seconds: float, mark: str) -> str:
-    """Waits, and leaves a file that tells how it ended."""
+    """Waits, and leaves a file that tells how it ended, if it has; empty before."""
     try:
+        Path(mark).touch()
         await anyio.sleep(seconds)
     except anyio.get_cancelled_exc_class():
         Path(mark).write_text("cancelled")

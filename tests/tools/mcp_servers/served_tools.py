@@ -57,7 +57,7 @@ def crash(how: Literal["value", "exit", "broken"]) -> None:
 @tool(deadline_s=0.3)
 def stall() -> None:
     """Takes too long."""
-    time.sleep(5)
+    time.sleep(600)
 
 
 @tool(deadline_s=300.0)
