@@ -21,7 +21,7 @@ from agentrl.sandbox.runner.cells import Namespace, StandardStreams
 from agentrl.sandbox.runner.cloning import clone_sibling
 from agentrl.sandbox.runner.frames import Channel, FrameError
 from agentrl.sandbox.runner.open_files import find_obstacle, split_files
-from agentrl.sandbox.runner.process_tree import kill_group
+from agentrl.sandbox.runner.process_tree import adopt_orphans, kill_group
 
 _PR_SET_DUMPABLE = 4
 _ASLEEP_OOM_SCORE, _AWAKE_OOM_SCORE = 500, 1000
@@ -162,6 +162,7 @@ class Interpreter:
 def _prepare_cell(message: dict[str, Any], output_fd: int) -> StandardStreams:
     """Makes this process one that a cell may run in."""
     _limit_cpu(message["cpu_s"])
+    adopt_orphans(False)  # they are the runner's to wait for, whatever an earlier cell has asked for
     set_dumpable(True)  # its memory is the cell's own; while it sleeps, no fork of the session may look into it
     _set_oom_score(_AWAKE_OOM_SCORE)
     return StandardStreams(output_fd)

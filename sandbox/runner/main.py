@@ -22,7 +22,7 @@ from agentrl.sandbox.runner.cell_watch import ANSWER_S, CellEnd, CellWatch, Chil
 from agentrl.sandbox.runner.frames import FrameError, encode, pair, read_message
 from agentrl.sandbox.runner.interpreter import Interpreter, set_dumpable
 from agentrl.sandbox.runner.process_tree import (
-    become_subreaper,
+    adopt_orphans,
     becomes_child,
     is_alive,
     kill_descendants,
@@ -361,7 +361,7 @@ def main() -> NoReturn:
     """Serves the host on the standard streams."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # of which the first process of a namespace takes no notice
     set_dumpable(False)  # cells have the same user id, and may not look into this process
-    become_subreaper()
+    adopt_orphans(True)
     host = HostStream()
     config = host.receive()
     sys.argv = [""]

@@ -38,10 +38,10 @@ class _Stat(NamedTuple):
     resident_bytes: int
 
 
-def become_subreaper() -> None:
-    """Makes orphaned descendants children of this process instead of init's; without effect off Linux."""
+def adopt_orphans(adopts: bool) -> None:
+    """Whether orphaned descendants become children of this process or of one above; without effect off Linux."""
     with suppress(OSError, AttributeError):
-        ctypes.pythonapi.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        ctypes.pythonapi.prctl(_PR_SET_CHILD_SUBREAPER, int(adopts), 0, 0, 0)
 
 
 def descendants(pid: int, prune: Iterable[int] = ()) -> list[int]:

@@ -4,6 +4,7 @@ This back end is no security boundary, so of the list of attacks only the accide
 but show that they would get out.
 """
 
+import sys
 import time
 from collections.abc import Iterator
 
@@ -112,6 +113,22 @@ def test_an_alarm_does_not_ring_between_cells(open_session: OpenSession) -> None
     session.run("_ = signal.setitimer(signal.ITIMER_REAL, 0.05)")
     time.sleep(0.2)
     assert session.run("x").output == "1\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="orphans are adopted on Linux only")
+def test_orphans_of_a_cell_are_not_left_to_one_that_asked_for_them_before(open_session: OpenSession) -> None:
+    """They would stay zombies, and count against cells that know nothing of them."""
+    session = open_session(Limits(cpu_s=60, wall_s=60, pids=16))
+    session.run("import ctypes, os, time\n_ = ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER")
+    orphans = """
+for _ in range(24):
+    if not os.fork():
+        if not os.fork(): os._exit(0)
+        os._exit(0)
+    _ = os.wait()
+"""
+    assert session.run(orphans).status == "ok"
+    assert session.run("time.sleep(0.2)").status == "ok"
 
 
 def test_an_interpreter_that_ends_between_two_cells_is_reported_and_replaced(open_session: OpenSession) -> None:

@@ -15,9 +15,9 @@ def session(open_session: OpenSession, monkeypatch: pytest.MonkeyPatch) -> Runne
     modules = json.loads(code[4:])
     text = modules["agentrl.sandbox.runner.process_tree"]
     assert "/proc/" in text
-    assert "_PR_SET_CHILD_SUBREAPER, 1" in text
+    assert "_PR_SET_CHILD_SUBREAPER, int(adopts)" in text
     modules["agentrl.sandbox.runner.process_tree"] = text.replace("/proc/", "/no-proc/").replace(
-        "_PR_SET_CHILD_SUBREAPER, 1", "_PR_SET_CHILD_SUBREAPER, 0"
+        "_PR_SET_CHILD_SUBREAPER, int(adopts)", "_PR_SET_CHILD_SUBREAPER, 0"
     )
     copying = modules["agentrl.sandbox.runner.cloning"]
     assert "/proc/" in copying
