@@ -1,9 +1,11 @@
 """A server that answers JSON, asked patiently: retries, pauses, one deadline for all of it."""
 
 import contextlib
+import functools
 import json
 import queue
 import random
+import ssl
 import threading
 import time
 import zlib
@@ -216,7 +218,8 @@ class JsonService:
                 pause_s = min(2 * pause_s, _MAX_PAUSE_S)
 
     def _attempt(self, method: str, content: Mapping[str, Any], ends_at: float) -> Any:
-        answer = _by(ends_at, lambda: self._send(method, content, ends_at))
+        client = self._connected()  # here, see `_certificates`
+        answer = _by(ends_at, lambda: self._send(client, method, content, ends_at))
         if 200 <= answer.status < 300:
             return _decoded(answer.text)
         text = " ".join(answer.text.split())[:_MAX_SHOWN]
@@ -225,10 +228,9 @@ class JsonService:
             raise _TryAgainError(status, _retry_after_s(answer.retry_after))
         raise RefusedError(f"{self.name} refused the request with {status}.", answer.status, text)
 
-    def _send(self, method: str, content: Mapping[str, Any], ends_at: float) -> _Answer:
+    def _send(self, client: httpx.Client, method: str, content: Mapping[str, Any], ends_at: float) -> _Answer:
         left_s = max(0.01, ends_at - time.monotonic())
         timeout = httpx.Timeout(min(self._patience.read_s, left_s), connect=min(self._patience.connect_s, left_s))
-        client = self._connected()
         try:
             with client.stream(method, self.url, **content, auth=self._sign, timeout=timeout) as response:
                 data = self._read(response, ends_at)
@@ -252,7 +254,9 @@ class JsonService:
         with self._lock:
             if self._client is None:
                 unlimited = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-                self._client = httpx.Client(headers=self._headers, limits=unlimited, follow_redirects=False)
+                self._client = httpx.Client(
+                    headers=self._headers, limits=unlimited, follow_redirects=False, verify=_certificates()
+                )
             return self._client
 
     def _read(self, response: httpx.Response, ends_at: float) -> bytes:
@@ -270,6 +274,16 @@ class JsonService:
         if response.is_success and len(unpacked) > max_bytes:
             raise AnswerTooLongError(f"the answer is larger than {max_bytes} bytes")
         return unpacked[:max_bytes]
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    """Read once in a process and its forks, and never in the thread of a single request.
+
+    A thread that has used OpenSSL locks it for a moment while it ends. Whoever is forked in that moment would wait for
+    ever when it first uses OpenSSL.
+    """
+    return httpx.create_ssl_context()
 
 
 def _by(ends_at: float, send: Callable[[], _Answer]) -> _Answer:

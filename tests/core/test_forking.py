@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import ssl
 import threading
 import traceback
 import weakref
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 
+import httpx
 import pytest
 from http_server import reply
 from search_server import serving
@@ -165,6 +167,26 @@ def test_a_connection_is_not_shared_with_the_parent(monkeypatch: pytest.MonkeyPa
         assert succeeds_in_a_copy(lambda: service._client is None and service.get({}) == {"a": 1})
         assert service._client is parents
         assert service.get({}) == {"a": 1}
+
+
+def test_neither_requests_nor_copies_of_the_process_set_up_openssl(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that has used it locks it while it ends; a copy that is made meanwhile would wait for it for ever."""
+    made_by: list[threading.Thread] = []
+    create = httpx.create_ssl_context
+
+    def create_here() -> ssl.SSLContext:
+        made_by.append(threading.current_thread())
+        return create()
+
+    monkeypatch.setattr(httpx, "create_ssl_context", create_here)
+    json_service._certificates.cache_clear()
+    with serving(monkeypatch) as serve:
+        service = JsonService(serve(reply({"a": 1})).url)
+        service.get({})
+        assert made_by == [threading.current_thread()]
+        assert succeeds_in_a_copy(lambda: service.get({}) == {"a": 1} and len(made_by) == 1)
+        JsonService(service.url).get({})
+    assert len(made_by) == 1
 
 
 def test_copies_do_not_come_back_at_the_same_moments() -> None:
