@@ -32,6 +32,7 @@ _HALF_PI_ERROR = Decimal((0, (1,), 2 - _WIDE.prec))
 _MAX_EXPONENT = Decimal(7000)
 """exp of more than this is beyond MAX_DIGITS: 7000 / ln(10) = 3040."""
 _SLOPE_NEAR_0 = Decimal("1.00001")
+"""Bound on the slope of a series that begins with x, for x up to 10^-9 and its error."""
 _MAX_ANGLE = Decimal("1e25")
 """Beyond this, digits of pi are missing to tell where in its period an angle lies."""
 

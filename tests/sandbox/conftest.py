@@ -5,6 +5,7 @@ from engines import require_docker
 from session_checks import GENEROUS, OpenSession
 
 from agentrl.sandbox import Limits, UnsafeSubprocess
+from agentrl.sandbox.attacks import surroundings
 from agentrl.sandbox.docker.sandbox import DockerSandbox
 from agentrl.sandbox.session import RunnerSession
 
@@ -32,3 +33,9 @@ def session(open_session: OpenSession) -> RunnerSession:
 def docker_sandbox() -> DockerSandbox:
     """Skips where there is no engine."""
     return DockerSandbox(require_docker())
+
+
+@pytest.fixture
+def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that an attack leaves are not waited for to go."""
+    monkeypatch.setattr(surroundings, "_LEFTOVER_S", 0.0)

@@ -5,12 +5,10 @@ import contextlib
 import io
 import os
 import re
-import secrets
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,9 +19,7 @@ import agentrl.sandbox.attacks
 from agentrl.errors import InfrastructureError
 from agentrl.sandbox import ExecResult, Limits
 from agentrl.sandbox.attacks import ATTACKS, Attack, Bare, Cell, Expectation, Surroundings, run_attack, run_attacks
-from agentrl.sandbox.attacks import surroundings as surroundings_module
 from agentrl.sandbox.attacks.attack import BUSY, CPU, RESET, ROOMY, died, error, fill, killed, ok
-from agentrl.sandbox.attacks.surroundings import leftovers
 from agentrl.sandbox.core import SandboxFileError
 
 GROUPS = {  # of the published list, by first id
@@ -374,57 +370,6 @@ def test_a_signal_to_another_process_is_noticed_once(surroundings: Surroundings,
     os.waitid(os.P_PID, pid, os.WEXITED | os.WSTOPPED | os.WNOWAIT)
     assert surroundings.damage() == "signalled another process of the host"
     assert surroundings.damage() is None
-
-
-@pytest.fixture
-def one_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is there is not waited for to go."""
-    monkeypatch.setattr(surroundings_module, "_LEFTOVER_S", 0.0)
-
-
-TAKE_NAME = "import ctypes, sys\nctypes.CDLL(None).prctl(15, b'{}', 0, 0, 0)\nprint('named', flush=True)\n"
-
-
-@pytest.mark.usefixtures("one_look")
-def test_processes_that_are_left_are_found_by_their_name() -> None:
-    mark = secrets.token_hex(4)
-    code = TAKE_NAME.format(f"{mark}) Z 1") + "sys.stdin.read()"
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    assert child.stdout.readline() == b"named\n"
-    assert leftovers(mark) == [child.pid]
-    child.kill()
-    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-    assert leftovers(mark) == [], "a zombie is no living process"
-    child.communicate()
-
-
-@pytest.mark.usefixtures("one_look")
-def test_a_process_whose_first_thread_has_ended_is_alive() -> None:
-    mark = secrets.token_hex(4)
-    code = TAKE_NAME.format(mark) + (
-        "import threading\nthreading.Thread(target=sys.stdin.read).start()\nctypes.CDLL(None).pthread_exit(0)"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert child.stdout is not None
-    assert child.stdout.readline() == b"named\n"
-    while Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
-        pass
-    assert leftovers(mark) == [child.pid]
-    child.kill()
-    child.communicate()
-
-
-def test_a_process_that_was_killed_has_time_to_go() -> None:
-    mark = secrets.token_hex(4)
-    code = TAKE_NAME.format(mark) + "sys.stdin.read()"
-    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"named\n"
-        end = threading.Timer(0.2, child.kill)
-        end.start()
-        assert leftovers(mark) == []
-        end.join()
 
 
 LEAVES_A_PROCESS = """
